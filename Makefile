@@ -1,0 +1,40 @@
+# make demo   set everything up and watch a device being updated, rolled back and refusing bad images
+# make test   set everything up; lint, types, tests, coverage
+# make lint   format and lint rules, mypy, pyright
+# make bench  the benchmarks, ratios side by side
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+JOBS ?= 2
+
+.PHONY: setup demo test lint types unit bench clean
+setup: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
+	touch $@
+
+demo: setup
+	@$(BIN)/mgota demo
+
+test: lint unit
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+unit: setup
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov --cov-report= 
+	$(BIN)/coverage report --fail-under=90
+	$(BIN)/coverage report --include='mgota/core/*' --fail-under=100
+
+bench: setup
+	$(BIN)/python benchmarks/http_push.py
+
+clean:
+	rm -rf $(VENV) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -1,0 +1,160 @@
+"""What an HTTP request may do: from its head alone to a decision, before a byte of its body is read.
+
+The order is the meaning (security.md, "HTTP edge"); each step may refuse:
+
+    framing      every route     head_fault, on the raw bytes
+    Host         every route     admit
+    foreign page OTA routes      admit
+    credentials  OTA routes      Credentials or the application's callback
+    page's proof OTA routes      route
+    route        OTA routes      route: 404, 405
+    length       update          route: 411, 400
+    size         update          too_large: 413
+    lock         update          the session: 409
+
+A route is one exact spelling of a path: nothing is decoded, merged or completed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from mgota.core.http import Ends, Head, Refusal, error_refusal
+from mgota.core.origin import SAFE_METHODS, Hosts, foreign_page, unproven_page
+from mgota.errors import ConfigError, EmptyImageError, TooLargeError
+
+
+class Action(Enum):
+    """What a request asks for."""
+
+    UPDATE = "update"
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+    STATUS = "status"
+    APP = "app"
+    """Something of the application that the OTA routes are mounted beside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A request that may be carried out.
+
+    Args:
+        action: what it asks for.
+        size: of an update, the bytes of its image.
+        image: of a commit or rollback, the SHA-256 of the image that the sender means to be running, as hex, or None.
+    """
+
+    action: Action
+    size: int = 0
+    image: str | None = None
+
+
+_ROUTES: Final = {
+    "": Action.UPDATE,  # Mongoose 7.22's dashboard posts to the prefix itself
+    "/update": Action.UPDATE,
+    "/commit": Action.COMMIT,
+    "/rollback": Action.ROLLBACK,
+    "/status": Action.STATUS,
+}
+_LEGACY: Final = frozenset({Action.COMMIT, Action.ROLLBACK})
+
+IMAGE_FIELD: Final = "x-mgota-image"
+"""Binds a commit or rollback to the image that runs, so that a replayed one is refused after the next update."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """The rules of one server.
+
+    Args:
+        prefix: the path that the OTA routes begin with.
+        legacy_get: let GET commit and roll back, as old dashboards do. A web page can make a browser send that.
+        has_app: whether other paths belong to an application; otherwise there are none.
+        allow_hosts: further names that the server answers to.
+
+    Raises:
+        ConfigError: the prefix or a name can never be in a request.
+    """
+
+    prefix: str = "/api/ota"
+    legacy_get: bool = False
+    has_app: bool = False
+    allow_hosts: Iterable[str] = ()
+    _hosts: Hosts = field(init=False)
+
+    def __post_init__(self) -> None:
+        prefix = self.prefix
+        if not prefix.startswith("/") or prefix.endswith("/") or not prefix.isprintable() or set(prefix) & set("?# "):
+            raise ConfigError(f"{prefix!r} is not a path that routes could begin with")
+        object.__setattr__(self, "_hosts", Hosts(self.allow_hosts))
+
+    def guards(self, head: Head) -> bool:
+        """Whether authentication and the browser rules apply: to the OTA routes, and without an application to all."""
+        path = head.path
+        return not self.has_app or path == self.prefix or path.startswith(self.prefix + "/")
+
+    def admit(self, head: Head, ends: Ends) -> Refusal | None:
+        """Whether the request may be looked at: it names this server, and no foreign page made it."""
+        refusal = self._hosts.check(head, ends)
+        if refusal is None and self.guards(head):
+            refusal = foreign_page(head, secure=ends.secure)
+        return refusal
+
+    def _methods(self, action: Action) -> tuple[str, ...]:
+        if action is Action.STATUS:
+            return ("GET", "HEAD")
+        return ("GET", "POST") if self.legacy_get and action in _LEGACY else ("POST",)
+
+    def route(self, head: Head) -> Decision | Refusal:
+        """What an admitted and authenticated request asks for."""
+        if not self.guards(head):
+            return Decision(Action.APP)
+        path = head.path
+        action = _ROUTES.get(path.removeprefix(self.prefix)) if path.startswith(self.prefix) else None
+        changes = head.method not in SAFE_METHODS or (self.legacy_get and action in _LEGACY)
+        refusal = unproven_page(head, changes=changes)
+        if refusal is not None:
+            return refusal
+        if action is None:
+            return Refusal(404, "there is nothing here")
+        methods = self._methods(action)
+        if head.method not in methods:
+            return Refusal(405, f"use {' or '.join(methods)}", (("Allow", ", ".join(methods)),))
+        return _bound(head, action) if action is not Action.UPDATE else _sized(head)
+
+
+def _sized(head: Head) -> Decision | Refusal:
+    """An update, if its length is known beforehand."""
+    if head.value("transfer-encoding") is not None:
+        return Refusal(411, "an update needs a Content-Length, not a Transfer-Encoding")
+    length = head.value("content-length")
+    if length is None:
+        return Refusal(411, "an update needs a Content-Length")
+    if not (length.isascii() and length.isdigit()):
+        return Refusal(400, "Content-Length is not a number")
+    if int(length) == 0:
+        return error_refusal(EmptyImageError("an image of no bytes"))
+    return Decision(Action.UPDATE, size=int(length))
+
+
+def _bound(head: Head, action: Action) -> Decision | Refusal:
+    """A commit or rollback, bound to an image if the request says so."""
+    values = head.values(IMAGE_FIELD)
+    if not values:
+        return Decision(action)
+    image = values[0].lower()
+    if len(values) > 1 or len(image) != 64 or set(image) - set("0123456789abcdef"):
+        return Refusal(400, "X-MGOTA-Image is not one SHA-256 in hex")
+    return Decision(action, image=image)
+
+
+def too_large(decision: Decision, capacity: int) -> Refusal | None:
+    """413 when the image of an update is larger than the slot.
+
+    Args:
+        decision: any.
+        capacity: bytes of the largest image that the slot can take.
+    """
+    return error_refusal(TooLargeError(decision.size, capacity)) if decision.size > capacity else None

@@ -1,0 +1,369 @@
+"""A device: what is updated, what it trusts, and how it carries out what the core decides.
+
+Rules:
+- one update, commit, rollback or boot decision at a time, in this process (`exclusive`) and across processes (`lock`);
+- every decision comes from `mgota.core.boot` as steps, and only `perform` executes steps;
+- only reading an image back from flash makes a `VerifiedImage`, and only a `VerifiedImage` can be activated;
+- the record is written first: from then on the update survives any cut.
+"""
+
+import importlib
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from mgota.core.boot import (
+    Arm,
+    Decision,
+    Facts,
+    Reset,
+    Select,
+    Step,
+    Store,
+    activate_steps,
+    decide,
+    refuse_update,
+    stage_step,
+)
+from mgota.core.geometry import Slot
+from mgota.core.image import ImageScan, Trailer, Verifier
+from mgota.core.record import BootRecord, SlotImage
+from mgota.errors import ConfigError, DigestError, OtaError, StateError, UpdateRunningError
+from mgota.ports import FlashBackend, ProcessLock, Resetter, StateStore, Watchdog
+from mgota.status import Live, Status, tell
+
+log = logging.getLogger("mgota.device")
+
+BLOCK = 1 << 20
+"""Bytes that are read back and hashed in one go: one thread hop a mebibyte."""
+
+INLINE = 1 << 15
+"""A block up to this size is hashed on the spot: the hop to a thread would cost more."""
+
+DEVICE_FACTORY = "mgota.linux.environment:device_from_environment"
+"""What `$MGOTA_DEVICE` is taken to be when it is not set: the device under `mgota run`."""
+
+_SEALED = object()
+
+
+class VerifiedImage:
+    """An image that was read back from flash and found whole and, where keys are configured, signed.
+
+    Only `OtaSession.seal` and `Device.staged` make one.
+    """
+
+    __slots__ = ("image", "slot")
+
+    def __init__(self, slot: Slot, image: SlotImage, *, sealed: object = None) -> None:
+        if sealed is not _SEALED:
+            raise TypeError("only seal() and staged() make a VerifiedImage: it stands for bytes verified from flash")
+        self.slot = slot
+        self.image = image
+
+    @property
+    def size(self) -> int:
+        """Bytes of the firmware, without its trailer."""
+        return self.image.size
+
+    @property
+    def image_size(self) -> int:
+        """Bytes of firmware and trailer."""
+        return self.image.image_size
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the firmware."""
+        return self.image.sha256
+
+    @property
+    def version(self) -> str | None:
+        """The version tagged inside the firmware, if there is one."""
+        return self.image.version
+
+    def __repr__(self) -> str:
+        return f"<VerifiedImage in slot {self.slot}: {self.size} bytes, sha256 {self.sha256[:16]}…>"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Device:
+    """What is updated and what it trusts.
+
+    Args:
+        flash: where the two slots lie.
+        state: where the boot record survives.
+        verifier: which images are taken; None takes every image, and no trailer is expected.
+        watchdog: the dead man's switch of a trial.
+        reset: how the device starts again; None leaves that to the caller.
+        lock: keeps other processes away.
+        window: seconds that an image on trial has until it must be committed.
+        tries: trials that an image gets; a power cut during one uses it up.
+        on_unknown: what an unreadable record means: "refuse" updates until an operator commits, or "confirm" what
+            runs, for stores that lose power such as backup registers.
+        reset_after_commit: None resets only where the watchdog cannot be disarmed.
+    """
+
+    flash: FlashBackend
+    state: StateStore
+    verifier: Verifier | None = None
+    watchdog: Watchdog | None = None
+    reset: Resetter | None = None
+    lock: ProcessLock | None = None
+    window: float = 60.0
+    tries: int = 1
+    on_unknown: Literal["refuse", "confirm"] = "refuse"
+    reset_after_commit: bool | None = None
+    live: Live = field(default_factory=Live, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.window <= 0 or self.tries < 1:
+            raise ConfigError("a trial needs a window of more than 0 seconds and at least one try")
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ, **options: Any) -> "Device":
+        """The device that this program runs on, as whoever started it describes it.
+
+        `mgota run` sets `MGOTA_DIR` and `MGOTA_SLOT`. Another supervisor names a factory of its own in
+        `MGOTA_DEVICE=module:function`; it is called with the environment and the options.
+
+        Args:
+            environ: the environment.
+            options: further arguments of `Device`, such as `verifier`.
+
+        Raises:
+            ConfigError: the environment describes no device.
+        """
+        module, _, name = environ.get("MGOTA_DEVICE", DEVICE_FACTORY).partition(":")
+        try:
+            factory = cast(Callable[..., Device], getattr(importlib.import_module(module), name))
+        except (ImportError, AttributeError, ValueError) as exc:
+            raise ConfigError(f"MGOTA_DEVICE names no factory: {module}:{name}") from exc
+        return factory(environ, **options)
+
+    @asynccontextmanager
+    async def exclusive(self, *, wait: float = 0.0) -> AsyncGenerator[None]:
+        """Keep every other update, commit, rollback and boot decision away.
+
+        Args:
+            wait: seconds to wait for another one to end.
+
+        Raises:
+            UpdateRunningError: another one is under way.
+        """
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                held = self._hold()
+                held.__enter__()
+                break
+            except UpdateRunningError:
+                if time.monotonic() >= deadline:
+                    raise
+            await anyio.sleep(0.05)
+        self.live.held = True
+        try:
+            yield
+        finally:
+            self.live.held = False
+            held.__exit__(None, None, None)
+
+    def _hold(self) -> AbstractContextManager[None]:
+        if self.live.held:
+            raise UpdateRunningError("an update is under way")
+        return self.lock.hold() if self.lock else nullcontext()
+
+    async def load(self) -> tuple[BootRecord | None, bool]:
+        """The boot record, and whether it can be read; an unreadable one is None and False."""
+        try:
+            return await self.state.load(), True
+        except StateError as exc:
+            log.critical("the boot record is unreadable: %s", exc)
+            return None, self.on_unknown == "confirm"
+
+    async def perform(self, *steps: Step) -> None:
+        """Carry out steps in order. A store runs to its end; a cancellation comes after it.
+
+        Raises:
+            SelectError: a slot could not be selected; what follows was not done.
+            StateError: a record could not be stored; what follows was not done.
+        """
+        for step in steps:
+            match step:
+                case Store(record):
+                    with anyio.CancelScope(shield=True):
+                        await self.state.store(record)
+                    log.info(
+                        "record %d: %s%s", record.revision, record.state, f" ({record.reason})" if record.reason else ""
+                    )
+                case Select(slot):
+                    await self.flash.select(slot)
+                case Arm():
+                    await self._arm()
+                case Reset():
+                    await self.restart()
+            await anyio.lowlevel.checkpoint()
+
+    async def _arm(self) -> None:
+        if self.watchdog:
+            limit = self.watchdog.limit
+            await self.watchdog.arm(self.window if limit is None else min(self.window, limit))
+        self.live.trial_until = time.monotonic() + self.window
+
+    async def restart(self) -> None:
+        """Reset, if there is a way to. On a real device this does not return."""
+        self.live.resetting = True
+        if self.reset:
+            log.info("reset")
+            await self.reset.reset()
+
+    async def first_start(self, running: Slot) -> Decision:
+        """The decision where there is no record: take the running image, whatever it is, as proven."""
+        return decide(None, running, Facts(found=await self.find_image(running)))
+
+    async def find_image(self, slot: Slot) -> SlotImage | None:
+        """The whole extent of a slot as an image; None if it is blank."""
+        extent = await self.flash.extent(slot)
+        if not extent:
+            return None
+        scan = await self.scan(slot, extent, trailer=None)
+        return SlotImage(size=extent, image_size=extent, sha256=scan.sha256.hex(), version=scan.version)
+
+    async def scan(self, slot: Slot, size: int, *, trailer: Trailer | None) -> ImageScan:
+        """Read an image back from flash, front to back.
+
+        Args:
+            slot: where it lies.
+            size: bytes, trailer included.
+            trailer: the form of the trailer; None where there is none.
+
+        Raises:
+            ReadError: it could not be read.
+        """
+        scan = ImageScan(size, trailer=trailer, crc=self.flash.crc)
+        for offset in range(0, size, BLOCK):
+            block = await self.flash.read(slot, offset, min(BLOCK, size - offset))
+            if len(block) > INLINE:
+                await anyio.to_thread.run_sync(scan.update, block)
+            else:
+                scan.update(block)
+        return scan
+
+    async def read_back(self, slot: Slot, size: int, *, crc: int | None = None) -> VerifiedImage:
+        """Verify an image from flash: its checksum, if one is known, and its signature, if keys are configured.
+
+        Args:
+            slot: where it lies.
+            size: bytes, trailer included.
+            crc: checksum of what was received.
+
+        Raises:
+            VerifyError: what is stored is not what was received.
+            UnsignedError: a signature is required and there is none.
+            BadSignatureError: no trusted key made the signature.
+        """
+        scan = await self.scan(slot, size, trailer=self.verifier.trailer if self.verifier else None)
+        scan.expect_crc(crc)
+        if self.verifier:
+            self.verifier.check(scan)
+        image = SlotImage(size=scan.firmware_size, image_size=size, sha256=scan.sha256.hex(), version=scan.version)
+        return VerifiedImage(slot, image, sealed=_SEALED)
+
+    async def is_whole(self, slot: Slot, image: SlotImage | None) -> bool:
+        """Whether the slot holds the recorded image, by its SHA-256."""
+        if image is None:
+            return False
+        try:
+            if await self.flash.extent(slot) < image.size:
+                return False
+            scan = await self.scan(slot, image.size, trailer=None)
+        except OtaError as exc:
+            log.warning("slot %s cannot be read: %s", slot, exc)
+            return False
+        return scan.sha256.hex() == image.sha256
+
+    async def verify_again(self, slot: Slot, image: SlotImage | None) -> VerifiedImage:
+        """Verify a recorded image once more from flash: its signature and its recorded digest.
+
+        Raises:
+            DigestError: the slot holds another image than the recorded one.
+            RejectedError: no trusted key signed it.
+            FlashError: it could not be read.
+        """
+        if image is None or await self.flash.extent(slot) < image.image_size:
+            raise DigestError(f"slot {slot} does not hold the recorded image")
+        verified = await self.read_back(slot, image.image_size)
+        if verified.sha256 != image.sha256:
+            raise DigestError(f"slot {slot} does not hold the recorded image")
+        return verified
+
+    async def staged(self) -> VerifiedImage | None:
+        """The image that was staged to be activated later, verified again; None if there is none.
+
+        Raises:
+            RejectedError: it is not the image that was staged, or its key is no longer trusted.
+            FlashError: it could not be read.
+        """
+        record, _ = await self.load()
+        if record is None or record.staged is None:
+            return None
+        return await self.verify_again(record.staged, record.image(record.staged))
+
+    async def activate(
+        self, image: VerifiedImage, *, reset: bool = True, announce: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Put a verified image on trial: record it, select its slot, reset.
+
+        The image is verified once more, because the lock was not held since.
+
+        Args:
+            image: from `staged`, or from a session that has ended.
+            reset: False stages the image beside the running one and changes nothing else.
+            announce: awaited when the update survives any cut and the device still runs: the moment to say so.
+
+        Raises:
+            RejectedError: flash does not hold this image any more.
+            BusyError: another update is under way, or a trial.
+        """
+        async with self.exclusive():
+            await self.verify_again(image.slot, image.image)
+            await self.switch(image, reset=reset, announce=announce)
+
+    async def switch(
+        self, image: VerifiedImage, *, reset: bool, announce: Callable[[], Awaitable[None]] | None
+    ) -> None:
+        """`activate` for who holds the lock since the image was verified: `OtaSession`.
+
+        Raises:
+            BusyError: a trial is running, or the boot record is unreadable.
+        """
+        record, readable = await self.load()
+        refuse_update(record, readable=readable)
+        record = record or BootRecord()
+        running = await self.flash.running_slot()
+        if image.slot is running:
+            raise DigestError("this image already runs")
+        if not reset:
+            await self.perform(stage_step(record, image.slot, image.image))
+            log.info("staged in slot %s: %s", image.slot, image.sha256[:16])
+            return
+        store, *rest = activate_steps(record, image.slot, image.image, tries=self.tries)
+        await self.perform(store)
+        log.info("slot %s goes on trial: %s", image.slot, image.sha256[:16])
+        if announce:
+            try:
+                await announce()
+            except Exception:  # whatever a transport does: the update is decided
+                log.exception("the result could not be announced")
+        await self.perform(*rest)
+
+    async def status(self) -> Status:
+        """What the device is at, for a person or a server."""
+        record, readable = await self.load()
+        return tell(record, await self.flash.running_slot(), self.live, readable=readable, now=time.monotonic())

@@ -1,0 +1,202 @@
+"""What mgota asks of the outside: Protocols, nothing else.
+
+A backend implements these; the core and the transports know nothing further of it. Rules:
+- every operation finishes or raises an `OtaError`; foreign exceptions do not pass;
+- an operation may be cancelled only where nothing is half done: one that touches the medium runs to its end;
+- a store is atomic, or it did not happen.
+"""
+
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
+
+from mgota.core.geometry import Geometry, Sector, Slot
+from mgota.core.record import BootRecord
+
+ReadableBuffer = bytes | bytearray | memoryview
+"""What may be written: contiguous bytes; a backend does not keep it after the call returned."""
+
+
+@runtime_checkable
+class NorFlash(Protocol):
+    """A medium that is erased by sectors and programmed by units, each once per erase."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Sectors, program unit, erased pattern."""
+        ...
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset` on.
+
+        Raises:
+            ReadError: the medium failed, or the range is not all there.
+        """
+        ...
+
+    async def erase(self, sector: Sector) -> None:
+        """Erase one sector.
+
+        Raises:
+            EraseError: the medium failed, or it has no such sector.
+        """
+        ...
+
+    async def program(self, offset: int, data: ReadableBuffer) -> None:
+        """Program whole units, as many as there are in `data`; they may span sectors.
+
+        Raises:
+            ProgramError: the medium failed, or a rule of the chip was broken.
+        """
+        ...
+
+
+@runtime_checkable
+class FlashWriter(Protocol):
+    """An image on its way into a slot, from the first byte to the last."""
+
+    async def write(self, chunk: ReadableBuffer) -> None:
+        """The next bytes of the image, any number of them.
+
+        Raises:
+            FlashError: they could not be stored.
+        """
+        ...
+
+    async def finish(self) -> None:
+        """The image is complete: store what is held back and make all of it durable.
+
+        Raises:
+            FlashError: it could not be stored.
+        """
+        ...
+
+    async def abort(self) -> None:
+        """Give up and release what is held; what was written stays, as garbage. Never raises."""
+        ...
+
+
+@runtime_checkable
+class FlashBackend(Protocol):
+    """Where images live: two slots, one of them running."""
+
+    @property
+    def crc(self) -> str:
+        """The checksum of the read-back: "crc-32" (zlib's), or a name of crcmod's predefined ones."""
+        ...
+
+    async def running_slot(self) -> Slot:
+        """The slot whose image runs: fixed at boot, whatever was selected since."""
+        ...
+
+    async def capacity(self) -> int:
+        """Bytes of the largest image that the staging slot can take, trailer included."""
+        ...
+
+    async def open_writer(self, slot: Slot, size: int) -> FlashWriter:
+        """Begin to write an image of `size` bytes at the start of `slot`.
+
+        Raises:
+            TooLargeError: it does not fit; nothing was changed.
+            FlashError: the slot cannot be written.
+        """
+        ...
+
+    async def extent(self, slot: Slot) -> int:
+        """Bytes that can be read from `slot`; 0 if it is blank."""
+        ...
+
+    async def read(self, slot: Slot, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes of `slot`, counted from its start.
+
+        Raises:
+            ReadError: they could not be read.
+        """
+        ...
+
+    async def select(self, slot: Slot) -> None:
+        """Make this slot the one that boots; nothing to do if it is. Survives a cut at any moment.
+
+        On chips whose selection takes effect by a reset, this call does not return.
+
+        Raises:
+            SelectError: the slot that boots is the same as before.
+        """
+        ...
+
+    async def recover(self) -> None:
+        """Finish a `select` that was cut off. Called at every boot, before anything else.
+
+        Raises:
+            FlashError: it could not be finished.
+        """
+        ...
+
+
+@runtime_checkable
+class StateStore(Protocol):
+    """Where the boot record survives resets and power cuts."""
+
+    async def load(self) -> BootRecord | None:
+        """The record, or None if there never was one.
+
+        Raises:
+            StateError: there is something, but it cannot be read.
+        """
+        ...
+
+    async def store(self, record: BootRecord) -> None:
+        """Replace the record: entirely, or not at all.
+
+        Raises:
+            StateError: it was not stored, or nobody can know whether it was.
+        """
+        ...
+
+
+@runtime_checkable
+class Watchdog(Protocol):
+    """The dead man's switch: what is armed and not fed resets the device."""
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether `disarm` works. An independent watchdog, once started, ends only with a reset."""
+        ...
+
+    @property
+    def limit(self) -> float | None:
+        """Seconds of the longest timeout that it can count, or None. Longer windows are fed."""
+        ...
+
+    async def arm(self, timeout: float) -> None:
+        """Reset the device in `timeout` seconds unless fed. Armed again, the new timeout counts from now."""
+        ...
+
+    async def feed(self) -> None:
+        """Begin the timeout anew."""
+        ...
+
+    async def disarm(self) -> None:
+        """Stop it, if it is stoppable; otherwise do nothing."""
+        ...
+
+
+@runtime_checkable
+class Resetter(Protocol):
+    """How the device is started again."""
+
+    async def reset(self) -> None:
+        """Reset. On a real device this call does not return."""
+        ...
+
+
+@runtime_checkable
+class ProcessLock(Protocol):
+    """Keeps other processes from the same device."""
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Hold the lock inside a `with` block. Does not wait.
+
+        Raises:
+            UpdateRunningError: another process holds it.
+        """
+        ...

@@ -1,0 +1,252 @@
+"""An update from begin to end: bytes in, a verified image out.
+
+    async with OtaSession(device, size=n) as ota:        begin: does it fit? is nobody else at it? is no trial running?
+        async for chunk in body:
+            await ota.write(chunk)                        any chunk size; straight to flash
+        await ota.activate(await ota.seal())              end: read back, CRC, signature; record, swap, reset
+
+Rules:
+- nothing is held in memory: a chunk is stored when `write` returns;
+- before the first erase the record forgets what the staging slot held, and the running slot is the selected one;
+- leaving without activation, for whatever reason, gives up: the staging slot counts as empty and the lock is free.
+  The running slot was never touched.
+"""
+
+import logging
+from collections.abc import AsyncIterable, Awaitable, Callable
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+import anyio
+
+from mgota.core.boot import Store, begin_steps, forget_step, provision_steps, refuse_update
+from mgota.core.checksum import Checksum, checksum
+from mgota.core.record import BootRecord, Outcome
+from mgota.device import BLOCK, Device, VerifiedImage
+from mgota.errors import (
+    EmptyImageError,
+    OtaError,
+    OverrunError,
+    RejectedError,
+    TooLargeError,
+    TruncatedError,
+)
+from mgota.ports import FlashWriter, ReadableBuffer
+
+log = logging.getLogger("mgota.session")
+audit = logging.getLogger("mgota.audit")
+
+
+class OtaSession:
+    """One update. Entering it begins, leaving it ends.
+
+    Args:
+        device: what is updated.
+        size: bytes of the image, trailer included.
+
+    Raises:
+        EmptyImageError: on entering: size is not positive.
+        TooLargeError: on entering: it does not fit the slot.
+        BusyError: on entering: another update, a trial, or an unreadable boot record.
+        FlashError: on entering: the staging slot cannot be written.
+    """
+
+    def __init__(self, device: Device, *, size: int) -> None:
+        self.device = device
+        self.size = size
+        self.received = 0
+        self._stack = AsyncExitStack()
+        self._writer: FlashWriter | None = None
+        self._crc = checksum(device.flash.crc)
+        self._before = BootRecord()
+        self._sealed: VerifiedImage | None = None
+        self._done = False
+
+    async def __aenter__(self) -> Self:
+        await check_size(self.device, self.size)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.device.exclusive())
+            await self._begin()
+            self._stack = stack.pop_all()
+        return self
+
+    async def _begin(self) -> None:
+        device = self.device
+        record, readable = await device.load()
+        refuse_update(record, readable=readable)
+        running = await device.flash.running_slot()
+        if record is None:
+            await device.perform(*(await device.first_start(running)).steps)
+            record = (await device.load())[0] or BootRecord()
+        self._before = record
+        self._staging = running.other
+        await device.perform(*begin_steps(record, running))
+        self._writer = await device.flash.open_writer(self._staging, self.size)
+        device.live.update = (0, self.size)
+        log.info("update begins: %d bytes to slot %s", self.size, self._staging)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        async with self._stack:
+            self.device.live.update = None
+            if not self._done:
+                with anyio.CancelScope(shield=True):
+                    await self._give_up(exc)
+
+    async def write(self, chunk: ReadableBuffer) -> None:
+        """Store the next bytes of the image, any number of them.
+
+        Raises:
+            OverrunError: more than the declared bytes came.
+            FlashError: they could not be stored.
+        """
+        writer = self._open_writer()
+        view = memoryview(chunk).cast("B")
+        if self.received + len(view) > self.size:
+            raise OverrunError(self.size)
+        for start in range(0, len(view), BLOCK):
+            block = view[start : start + BLOCK]
+            self._crc.update(block)
+            await writer.write(block)
+            self.received += len(block)
+            self.device.live.update = (self.received, self.size)
+
+    async def seal(self) -> VerifiedImage:
+        """Make the image durable, read it back and verify it.
+
+        Raises:
+            TruncatedError: fewer than the declared bytes came.
+            VerifyError: what is stored is not what was received.
+            RejectedError: it is not signed by a trusted key.
+        """
+        writer = self._open_writer()
+        if self.received < self.size:
+            raise TruncatedError(self.received, self.size)
+        await writer.finish()
+        self._writer = None
+        self._sealed = await self.device.read_back(self._staging, self.size, crc=self._crc.value)
+        log.info("sealed: %d bytes in slot %s, sha256 %s", self.size, self._staging, self._sealed.sha256)
+        return self._sealed
+
+    async def activate(
+        self, image: VerifiedImage, *, reset: bool = True, announce: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Put the sealed image on trial. See `Device.activate`.
+
+        Args:
+            image: what `seal` returned.
+            reset: False stages it for later.
+            announce: awaited when the update survives any cut and the device still runs.
+        """
+        if image is not self._sealed:
+            raise TypeError("a session activates the image that it sealed; for another one there is Device.activate")
+        self._done = True  # whatever happens now is written in the record
+        await self.device.switch(image, reset=reset, announce=announce)
+
+    def _open_writer(self) -> FlashWriter:
+        if self._writer is None:
+            raise RuntimeError("the session is not open: enter it first, write before seal, seal once")
+        return self._writer
+
+    async def _give_up(self, exc: BaseException | None) -> None:
+        if self._writer:
+            await self._writer.abort()
+        outcome, reason = Outcome.INTERRUPTED, _why(exc)
+        if isinstance(exc, RejectedError):
+            outcome = Outcome.REFUSED
+            audit.warning("image refused: %s", exc)
+        log.warning("update %s after %d of %d bytes: %s", outcome, self.received, self.size, reason)
+        try:
+            record = await self._forget_refusal() if outcome is Outcome.REFUSED else (await self.device.load())[0]
+        except OtaError as failed:
+            log.error("the boot record could not be stored: %s", failed)  # noqa: TRY400  no news in the traceback
+            return
+        if record:
+            self.device.live.ended = (outcome, reason, record.revision)
+
+    async def _forget_refusal(self) -> BootRecord | None:
+        # The record says "interrupted" since begin. A refusal is no fault of the device: what it said before stands.
+        record, _ = await self.device.load()
+        if record:
+            record = record.next(outcome=self._before.outcome, reason=self._before.reason)
+            await self.device.state.store(record)
+        return record
+
+
+def _why(exc: BaseException | None) -> str:
+    if exc is None:
+        return "it was given up"
+    if isinstance(exc, anyio.get_cancelled_exc_class()):
+        return "it was cancelled"
+    return str(exc) or type(exc).__name__
+
+
+async def check_size(device: Device, size: int) -> None:
+    """Whether an image of this size can be taken at all. Changes nothing.
+
+    Args:
+        device: what would be updated.
+        size: bytes of the image, trailer included.
+
+    Raises:
+        EmptyImageError: size is not positive.
+        TooLargeError: it does not fit the slot.
+    """
+    if size < 1:
+        raise EmptyImageError("an image has at least one byte")
+    capacity = await device.flash.capacity()
+    if size > capacity:
+        raise TooLargeError(size, capacity)
+
+
+async def provision(
+    device: Device, body: AsyncIterable[ReadableBuffer], *, size: int, force: bool = False
+) -> VerifiedImage:
+    """Write a device's first image, as a factory does: CONFIRMED, and proven without a trial.
+
+    Args:
+        device: a device that does not run yet.
+        body: the image.
+        size: bytes of the image, trailer included.
+        force: overwrite an image that is already there, and the way back with it.
+
+    Raises:
+        RejectedError: there is an image already, it is not signed by a trusted key, or it does not fit.
+        TransferError: fewer or more bytes came than declared.
+        FlashError: it could not be stored.
+    """
+    await check_size(device, size)
+    async with device.exclusive():
+        record, _ = await device.load()
+        slot = await device.flash.running_slot()
+        if record and record.image(slot) and not force:
+            raise RejectedError(f"slot {slot} holds an image already: update the device, or provision it with force")
+        # A cut from here on must not leave a torn image that a first start would count as proven.
+        record = forget_step(record or BootRecord(), slot).record
+        await device.perform(Store(record))
+        crc = await _write_all(await device.flash.open_writer(slot, size), body, size, checksum(device.flash.crc))
+        image = await device.read_back(slot, size, crc=crc)
+        await device.perform(*provision_steps(record, slot, image.image))
+    log.info("provisioned: %d bytes in slot %s, sha256 %s", size, slot, image.sha256)
+    return image
+
+
+async def _write_all(writer: FlashWriter, body: AsyncIterable[ReadableBuffer], size: int, crc: Checksum) -> int:
+    received = 0
+    try:
+        async for chunk in body:
+            received += len(chunk)
+            if received > size:
+                raise OverrunError(size)
+            crc.update(chunk)
+            await writer.write(chunk)
+        if received < size:
+            raise TruncatedError(received, size)
+        await writer.finish()
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await writer.abort()
+        raise
+    return crc.value

@@ -1,0 +1,295 @@
+"""Trials: the decision at boot, the watched first run, commit and rollback.
+
+Rules:
+- `boot_check` runs first at every boot, and executes the boot table's rows until the device may go on;
+- the watchdog is fed only while the trial's window is open and this event loop answers;
+- at the window's end the record is read again under the lock: only what is not committed then is rolled back.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from mgota.core.boot import (
+    Action,
+    Decision,
+    Facts,
+    Question,
+    Step,
+    Store,
+    Verdict,
+    commit_steps,
+    decide,
+    on_select_failure,
+    questions,
+    rollback_steps,
+    with_reason,
+)
+from mgota.core.geometry import Slot
+from mgota.core.record import BootRecord, Outcome, State
+from mgota.device import Device
+from mgota.errors import OtaError, SelectError, UnknownStateError, WrongImageError
+from mgota.ports import Watchdog
+
+log = logging.getLogger("mgota.trial")
+
+LOCK_WAIT = 5.0
+"""Seconds that a boot check or a commit waits for whoever holds the device."""
+
+
+async def boot_check(device: Device, *, reason: str | None = None) -> Verdict:
+    """Decide what this boot does, and do it.
+
+    Call it once, early, before the application starts.
+
+    Args:
+        device: the device that boots.
+        reason: why the trial that ran before this boot failed, if that is known: kept in the record for a reader.
+
+    Returns:
+        RUN: go on. TRIAL: go on, the watchdog is armed; `run_trial` or `commit` decide the rest.
+        RESET: another slot was selected and the device must start again; `device.reset` was asked to, if there is one.
+
+    Raises:
+        UpdateRunningError: another process holds the device.
+        FlashError: the slots could not be recovered, or the record not be stored: the image on trial must not run.
+    """
+    async with device.exclusive(wait=LOCK_WAIT):
+        await device.flash.recover()
+        running = await device.flash.running_slot()
+        while True:
+            record, readable = await device.load()
+            if reason and record and record.state is State.FAILED and record.trial is running and not record.reason:
+                await device.perform(Store(record := with_reason(record, reason)))
+            decision = await _decide(device, record, running, readable=readable)
+            _tell(decision, running)
+            try:
+                await device.perform(*decision.steps)
+            except SelectError as exc:
+                if not await _survive(device, decision, exc):
+                    return Verdict.RUN
+            else:
+                return decision.verdict
+
+
+async def _decide(device: Device, record: BootRecord | None, running: Slot, *, readable: bool) -> Decision:
+    facts = Facts()
+    match questions(record, running, readable=readable):
+        case Question.FOUND:
+            return await device.first_start(running)
+        case Question.VERIFIED if record:
+            facts = Facts(verified=await _verifies(device, record, running.other))
+        case Question.WHOLE if record:
+            facts = Facts(whole=await device.is_whole(running.other, record.image(running.other)))
+        case _:
+            pass
+    return decide(record, running, facts, readable=readable)
+
+
+async def _verifies(device: Device, record: BootRecord, slot: Slot) -> bool:
+    try:
+        await device.verify_again(slot, record.image(slot))
+    except OtaError as exc:
+        log.warning("slot %s: %s", slot, exc)
+        return False
+    return True
+
+
+def _tell(decision: Decision, running: Slot) -> None:
+    row = decision.row
+    alarm = row.action in (Action.STUCK, Action.RUN_UNKNOWN)
+    level = logging.CRITICAL if alarm else logging.WARNING if row.action in _SETBACKS else logging.INFO
+    log.log(level, "slot %s runs, record %s: %s", running, row.recorded, row.action)
+
+
+_SETBACKS = (Action.ROLL_BACK, Action.ROLLED_BACK, Action.GIVE_UP)
+
+
+async def _survive(device: Device, decision: Decision, exc: SelectError) -> bool:
+    """Whether to decide again after a selection reported failure."""
+    log.critical("%s", exc)
+    if decision.row.action is Action.SELECT_TRIAL:
+        return True  # it was counted before it was tried
+    if decision.row.action is not Action.ROLL_BACK:
+        return False  # the running slot could not be selected: run it, and leave the record as it is
+    record, _ = await device.load()
+    await device.perform(Store(on_select_failure(record or BootRecord())))
+    return True
+
+
+async def run_trial(
+    device: Device, *, check: Callable[[], Awaitable[bool]] | None = None, interval: float = 1.0
+) -> Outcome | None:
+    """Watch the image on trial until it is committed or its window ends.
+
+    At the window's end without a commit the watchdog starves, and `device.reset` is asked to reset: the next boot
+    rolls back.
+
+    Args:
+        device: the device, after `boot_check` (or from `Device.from_environment`).
+        check: asked every `interval`; the image is committed as soon as it answers True. Without one, somebody else
+            commits: an operator, an endpoint. A check that raises has answered False.
+        interval: seconds between two looks at the check and the record.
+
+    Returns:
+        None if no image is on trial, else COMMITTED or ROLLED_BACK.
+    """
+    until = device.live.trial_until
+    if until is None:
+        return None
+    outcome: Outcome | None = None
+    async with anyio.create_task_group() as tg:
+        if device.watchdog:
+            tg.start_soon(_feed_until, device.watchdog, until)
+        with anyio.move_on_after(max(until - time.monotonic(), 0)):
+            outcome = await _await_commit(device, check, interval)
+        tg.cancel_scope.cancel()
+    if outcome is None:
+        outcome = await _end_of_window(device)
+    return outcome
+
+
+async def _await_commit(device: Device, check: Callable[[], Awaitable[bool]] | None, interval: float) -> Outcome:
+    while await _on_trial(device):
+        if check and await _answers(check):
+            await commit(device)
+        else:
+            await anyio.sleep(interval)
+    return Outcome.COMMITTED
+
+
+async def _answers(check: Callable[[], Awaitable[bool]]) -> bool:
+    try:
+        return await check()
+    except Exception as exc:  # noqa: BLE001  a user's function: whatever it raises, it is not healthy
+        log.warning("the health check failed: %r", exc)
+        return False
+
+
+async def _on_trial(device: Device) -> bool:
+    record, _ = await device.load()
+    running = await device.flash.running_slot()
+    return record is not None and record.state is State.FAILED and record.trial is running
+
+
+async def _end_of_window(device: Device) -> Outcome:
+    async with device.exclusive(wait=LOCK_WAIT):
+        if not await _on_trial(device):
+            return Outcome.COMMITTED
+    log.warning("not committed within %g s: the device resets and rolls back", device.window)
+    await device.restart()
+    return Outcome.ROLLED_BACK
+
+
+async def _feed_until(watchdog: Watchdog, until: float) -> None:
+    """Feed a watchdog that cannot count to the end of the window, so that it bites just then."""
+    limit = watchdog.limit
+    while limit is not None and (left := until - time.monotonic()) > limit:
+        await anyio.sleep(min(limit / 3, left - limit))
+        left = until - time.monotonic()
+        await watchdog.arm(max(min(left, limit), 0))
+
+
+async def keep_fed(watchdog: Watchdog, *, interval: float) -> None:
+    """Feed for ever: the sign of life of a program under `mgota run` or systemd.
+
+    Args:
+        watchdog: whose timeout is a good deal longer than `interval`.
+        interval: seconds between two feeds.
+    """
+    while True:
+        await watchdog.feed()
+        await anyio.sleep(interval)
+
+
+async def commit(device: Device, *, sha256: str | None = None) -> bool:
+    """Make the running image permanent. Nothing happens if it is not on trial.
+
+    Args:
+        device: the device that runs.
+        sha256: hex digest of the firmware that the caller means; None means whatever runs.
+
+    Returns:
+        Whether something was committed.
+
+    Raises:
+        WrongImageError: another image than the one meant runs.
+        BusyError: another process holds the device.
+        FlashError: it could not be stored, and is not committed.
+    """
+    if not (await _plan_commit(device, sha256))[0]:
+        return False
+    async with device.exclusive(wait=LOCK_WAIT):
+        steps, running = await _plan_commit(device, sha256)
+        if not steps:
+            return False
+        await device.perform(*steps)
+    log.info("committed: slot %s", running)
+    await _stand_down(device)
+    return True
+
+
+async def _plan_commit(device: Device, sha256: str | None) -> tuple[tuple[Step, ...], Slot]:
+    record, readable = await device.load()
+    running = await device.flash.running_slot()
+    if record is None:
+        # An operator's commit of a device whose record is lost: what runs now counts as proven.
+        return () if readable else (await device.first_start(running)).steps, running
+    _check_meant(record, running, sha256)
+    return commit_steps(record, running), running
+
+
+def _check_meant(record: BootRecord, running: Slot, sha256: str | None) -> None:
+    image = record.image(running)
+    if sha256 is not None and (image is None or image.sha256 != sha256.lower()):
+        raise WrongImageError("another image runs than the one that was meant")
+
+
+async def _stand_down(device: Device) -> None:
+    stoppable = device.watchdog is None or device.watchdog.stoppable
+    if device.live.trial_until is None:
+        return
+    if device.watchdog and stoppable:
+        await device.watchdog.disarm()
+    if not stoppable if device.reset_after_commit is None else device.reset_after_commit:
+        await device.restart()
+    else:
+        device.live.trial_until = None
+
+
+async def rollback(device: Device, *, sha256: str | None = None) -> None:
+    """Return to the other image, which must be whole and proven, and reset.
+
+    Args:
+        device: the device that runs.
+        sha256: hex digest of the running firmware that the caller wants to leave; None means whatever runs.
+
+    Raises:
+        RollbackRefusedError: there is no whole and proven image to go back to.
+        WrongImageError: another image than the one meant runs.
+        BusyError: another update is under way, or the boot record is unreadable.
+        SelectError: the slot could not be selected; the running image stays.
+    """
+    async with device.exclusive():
+        steps = await _plan_rollback(device, sha256)
+        log.warning("rolling back on an operator's word")
+        await device.perform(*steps)
+
+
+async def check_rollback(device: Device, *, sha256: str | None = None) -> None:
+    """Raise what `rollback` would raise, and change nothing: for who replies first and acts later."""
+    async with device.exclusive():
+        await _plan_rollback(device, sha256)
+
+
+async def _plan_rollback(device: Device, sha256: str | None) -> tuple[Step, ...]:
+    record, readable = await device.load()
+    if not readable:
+        raise UnknownStateError("the boot record is unreadable: nobody knows what there is to go back to")
+    running = await device.flash.running_slot()
+    record = record or BootRecord()
+    _check_meant(record, running, sha256)
+    whole = await device.is_whole(running.other, record.image(running.other))
+    return rollback_steps(record, running, whole=whole)
