@@ -103,7 +103,10 @@ class OtaSession:
             FlashError: they could not be stored.
         """
         writer = self._open_writer()
-        view = memoryview(chunk).cast("B")
+        view = memoryview(chunk)
+        if not view.nbytes:
+            return  # a view of no bytes cannot be cast
+        view = view.cast("B")
         if self.received + len(view) > self.size:
             raise OverrunError(self.size)
         for start in range(0, len(view), BLOCK):

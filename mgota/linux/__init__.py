@@ -1,0 +1,1 @@
+"""A Linux machine: slots as files, the state beside them, the notify protocol and the launcher."""

@@ -1,0 +1,20 @@
+"""The documents say what the code does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mgota
+
+ROOT = Path(mgota.__file__).parent.parent
+
+
+def test_the_boot_diagram_in_design_is_the_table() -> None:
+    made = subprocess.run([sys.executable, ROOT / "tools/boot_diagram.py", "--check"], cwd=ROOT, check=False)
+    assert made.returncode == 0, "DESIGN.md is stale: run python tools/boot_diagram.py"
+
+
+def test_the_changelog_knows_this_version() -> None:
+    from importlib.metadata import version
+
+    assert f"## {version('mgota')}" in (ROOT / "CHANGELOG.md").read_text()
