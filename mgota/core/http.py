@@ -1,4 +1,4 @@
-"""What an HTTP request is, before anybody acts on it: its head, the faults of its framing, and the status of every error.
+"""What an HTTP request is: its head, the faults of its framing, and the status of every error.
 
 Rules:
 - framing is judged on the raw bytes of the head, before a parser merges or normalises anything: two readers of
@@ -122,7 +122,9 @@ def head_end(data: bytes | bytearray, start: int = 0) -> int | None:
     return match.end() if match else None
 
 
-def head_fault(head: bytes | bytearray, *, max_bytes: int = MAX_HEAD_BYTES, max_fields: int = MAX_FIELDS) -> Refusal | None:
+def head_fault(
+    head: bytes | bytearray, *, max_bytes: int = MAX_HEAD_BYTES, max_fields: int = MAX_FIELDS
+) -> Refusal | None:
     """What is wrong with the framing that the raw bytes of a head announce.
 
     Refused are a head that is too large, a folded line, a Content-Length that is no plain number or comes twice
@@ -140,7 +142,9 @@ def head_fault(head: bytes | bytearray, *, max_bytes: int = MAX_HEAD_BYTES, max_
         return Refusal(431, f"more than {max_fields} header fields")
     if any(line[:1] in {b" ", b"\t"} for line in lines):
         return Refusal(400, "folded header lines are not accepted")
-    fields = [(name.strip(_OWS).lower(), value.strip(_OWS)) for name, _, value in (line.partition(b":") for line in lines)]
+    fields = [
+        (name.strip(_OWS).lower(), value.strip(_OWS)) for name, _, value in (line.partition(b":") for line in lines)
+    ]
     lengths = [value for name, value in fields if name == b"content-length"]
     if len(lengths) > 1:
         return Refusal(400, "more than one Content-Length")

@@ -101,7 +101,7 @@ class Hosts:
         return is_loopback(host) or host in self._names or (own is not None and host == str(own))
 
     def check(self, head: Head, ends: Ends) -> Refusal | None:
-        """Whether the request names this server: 400 for a missing, doubled or malformed Host, 421 for a foreign one."""
+        """Whether the request names this server: 400 without one well-formed Host, 421 for a foreign one."""
         hosts = head.values("host")
         if len(hosts) != 1:
             return Refusal(400, "a request needs exactly one Host")

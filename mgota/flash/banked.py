@@ -237,6 +237,7 @@ class BankedFlash:
         """
         await self.running_slot()  # latched before the bit changes
         # Not around the reset: that never returns, and a virtual device's must be cancelled.
+        changed = False
         with CancelScope(shield=True):
             changed = await self._change(slot)
         if changed and self._reset:

@@ -8,7 +8,8 @@ What each of them does, in plain words:
 - `read(offset, size)`: exactly these bytes of the image in the *staging* slot, the one that does not run, from the
   memory and not from what was sent;
 - `end()`: make the image that was written the one that boots. In the seed the verification happens inside; here it
-  happened before, from what `read` gave, and nothing irreversible may happen earlier. May reset the chip and not return;
+  happened before, from what `read` gave, and nothing irreversible may happen earlier. It may reset the chip and not
+  return;
 - `rollback()`, optional: make the previous image the one that boots again. Without it a bad image cannot be left.
 
 `end` and `rollback` may be called a second time after a power cut: let them *set* what boots, not toggle it.
@@ -17,22 +18,23 @@ A coroutine fails by an exception, or by returning False as in the seed; None, T
 they may not return; shield inside them what must not be interrupted.
 
 Slots. A chip that says nothing runs slot a, and the other slot is the staging one. What `end` or `rollback` selected
-runs after the next boot, which is the next `recover()`. This is kept in memory only: if the process that uses the backend can
-end while the chip goes on, or is itself what resets, bring `running`, a coroutine that says which slot runs ("a" or
-"b": any bit that the swap flips will do). It is asked once per boot.
+runs after the next boot, which is the next `recover()`. This is kept in memory only: if the process that uses the
+backend can end while the chip goes on, or is itself what resets, bring `running`, a coroutine that says which slot runs
+("a" or "b": any bit that the swap flips will do). It is asked once per boot.
 
 `state`, if the device's own store is given here too, tells after a restart of the process whether the slot to select
 holds an update (then `end` is right) or the previous image (then it is `rollback`), and how long the image in the
 staging slot is. Without it the backend knows of images only that this process wrote.
 
-`read_running(offset, size)`, optional, reads the image that runs, and needs `max_image`. Without it the extent of the running slot is
-0: the first image is no image to mgota, hence not one to go back to. Until an update has been committed,
-a failed one stays ("stuck"); provision the device, or bring this coroutine.
+`read_running(offset, size)`, optional, reads the image that runs, and needs `max_image`. Without it the extent of the
+running slot is 0: the image that runs when mgota first meets the device is unknown to it, hence nothing to go back to,
+and the first update stays even if it is not committed ("stuck"). Bring this coroutine to have a way back from the first
+update on.
 """
 
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint
@@ -165,8 +167,9 @@ class CustomBackend:
         read = self._read_running if slot is await self.running_slot() else self._read
         if read is None:
             raise ReadError(f"slot {slot} runs, and there is no coroutine that reads the running image")
-        data: object = await _call(read(offset, size), ReadError, f"slot {slot} could not be read at {offset:#x}")
-        if not isinstance(data, bytes | bytearray | memoryview) or memoryview(data).nbytes != size:
+        data = await _call(read(offset, size), ReadError, f"slot {slot} could not be read at {offset:#x}")
+        # Whatever the annotation says: a count, as read(2) would give, must not become that many zeros.
+        if not isinstance(cast(object, data), bytes | bytearray | memoryview) or len(data) != size:
             raise ReadError(f"slot {slot} did not give the {size} bytes at {offset:#x}")
         return bytes(data)
 
@@ -277,7 +280,7 @@ async def _call(awaitable: Awaitable[T], error: type[FlashError], message: str) 
     except OtaError:
         raise
     except Exception as exc:
-        raise error(f"{message}: {exc or type(exc).__name__}") from exc
+        raise error(f"{message}: {str(exc) or type(exc).__name__}") from exc
     if result is False:
         raise error(message)
     return result

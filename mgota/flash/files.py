@@ -1,7 +1,8 @@
 """Files that survive a power cut, and one process at a time.
 
 Rules:
-- a file is replaced, never changed in place: a temporary in the same directory, flush, fsync, rename, fsync of the directory;
+- a file is replaced, never changed in place: a temporary in the same directory, flush, fsync, rename, and fsync of
+  the directory;
 - an fsync that failed is raised, never retried: the kernel has already thrown the pages away;
 - these functions block and raise OSError; the caller brings the thread, and translates.
 """
@@ -9,13 +10,13 @@ Rules:
 import fcntl
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 from mgota.errors import ConfigError, UpdateRunningError
-
-ReadableBuffer = bytes | bytearray | memoryview
+from mgota.ports import ReadableBuffer
 
 
 class FileLock:
@@ -31,7 +32,7 @@ class FileLock:
         self.path = Path(path)
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self) -> Generator[None]:
         """Hold the lock inside a `with` block. Does not wait.
 
         Raises:
@@ -82,7 +83,8 @@ def replace_file(
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    pieces = (data,) if isinstance(data, bytes | bytearray | memoryview) else data
+    # A buffer is iterable, too: over its bytes.
+    pieces = cast(Iterable[ReadableBuffer], [data] if isinstance(data, bytes | bytearray | memoryview) else data)
     try:
         _write_new(temporary, pieces, mode)
         temporary.replace(target)
@@ -96,8 +98,7 @@ def replace_file(
 def _write_new(path: Path, pieces: Iterable[ReadableBuffer], mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with open(descriptor, "wb") as file:  # noqa: PTH123 - pathlib cannot open a descriptor
-        for piece in pieces:
-            file.write(piece)
+        file.writelines(pieces)
         file.flush()
         os.fsync(descriptor)
 

@@ -9,7 +9,7 @@ Media store; they enforce nothing. Rules:
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -178,7 +178,7 @@ class FileMedium:
             yield self._blank_piece[: size - done]
 
     @contextmanager
-    def _open(self) -> Iterator[int]:
+    def _open(self) -> Generator[int]:
         descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         try:
             yield descriptor

@@ -23,7 +23,7 @@ A torn operation is a `before` hook that leaves a part of it behind with `poke`,
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -92,7 +92,7 @@ class Operations:
         return self.counts.total() - self.counts[Kind.READ]
 
     @contextmanager
-    def perform(self, kind: Kind, offset: int, size: int, data: ReadableBuffer | None = None) -> Iterator[None]:
+    def perform(self, kind: Kind, offset: int, size: int, data: ReadableBuffer | None = None) -> Generator[None]:
         """Around the effect of an operation."""
         operation = Operation(kind, None if kind is Kind.READ else self.changes, offset, size, data)
         self.counts[kind] += 1

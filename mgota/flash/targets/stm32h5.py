@@ -1,7 +1,8 @@
 """STM32H5: two banks, exchanged by the option bit SWAP_BANK; the option write resets the chip.
 
-Sources: RM0481 (STM32H523/533/562/563/573): embedded flash memory, FLASH_OPTSR, IWDG; the seed's OTA guide for the IWDG's
-numbers. Recovery is `hardware`: one atomic write decides. Run on the simulator only; nobody has run it on silicon.
+Sources: RM0481 (STM32H523/533/562/563/573): embedded flash memory, FLASH_OPTSR, IWDG; the seed's OTA guide
+for the IWDG's numbers. Recovery is `hardware`: one atomic write decides. Run on the simulator only; nobody has run it on
+silicon.
 """
 
 import os
