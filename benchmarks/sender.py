@@ -8,10 +8,11 @@ head of the answer), and `cpu` (seconds that the process PID ran meanwhile, its 
 """
 
 import json
-import os
 import socket
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 _CPUCLOCK_SCHED = 2  # linux/posix-timers_types.h
 
@@ -19,19 +20,18 @@ _CPUCLOCK_SCHED = 2  # linux/posix-timers_types.h
 def main(host: str, port: str, image: str, pid: str) -> None:
     """Send, wait for the answer, tell."""
     clock = process_clock(int(pid))
-    with open(image, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    with Path(image).open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
         head = (
             f"POST /api/ota/update HTTP/1.1\r\nHost: {host}:{port}\r\n"
             f"Content-Type: application/octet-stream\r\nContent-Length: {size}\r\n\r\n"
         )
         cpu, began = time.clock_gettime(clock), time.monotonic()
-        with socket.create_connection((host, int(port)), timeout=600) as connection:
-            try:
+        with socket.create_connection((host, int(port))) as connection:
+            with suppress(ConnectionError):  # refused half-way: the answer says why
                 connection.sendall(head.encode())
                 connection.sendfile(file)
-            except ConnectionError:
-                pass  # refused half-way: the answer says why
             answer = read_head(connection)
             ended, cpu = time.monotonic(), time.clock_gettime(clock) - cpu
     print(json.dumps({"status": int(answer.split()[1]), "began": began, "ended": ended, "cpu": cpu}))

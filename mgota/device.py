@@ -37,7 +37,7 @@ from mgota.core.geometry import Slot
 from mgota.core.image import ImageScan, Trailer, Verifier
 from mgota.core.record import BootRecord, SlotImage
 from mgota.errors import ConfigError, DigestError, OtaError, StateError, UpdateRunningError
-from mgota.ports import FlashBackend, ProcessLock, Resetter, StateStore, Watchdog
+from mgota.ports import BlockingReads, FlashBackend, ProcessLock, Resetter, StateStore, Watchdog
 from mgota.status import Live, Status, tell
 
 log = logging.getLogger("mgota.device")
@@ -248,12 +248,20 @@ class Device:
         """
         scan = ImageScan(size, trailer=trailer, crc=self.flash.crc)
         for offset in range(0, size, BLOCK):
-            block = await self.flash.read(slot, offset, min(BLOCK, size - offset))
-            if len(block) > INLINE:
-                await anyio.to_thread.run_sync(scan.update, block)
-            else:
-                scan.update(block)
+            await self._scan_block(scan, slot, offset, min(BLOCK, size - offset))
         return scan
+
+    async def _scan_block(self, scan: ImageScan, slot: Slot, offset: int, size: int) -> None:
+        flash = self.flash
+        if isinstance(flash, BlockingReads):
+            reads = flash
+            await anyio.to_thread.run_sync(lambda: scan.update(reads.read_blocking(slot, offset, size)))
+            return
+        block = await flash.read(slot, offset, size)
+        if size > INLINE:
+            await anyio.to_thread.run_sync(scan.update, block)
+        else:
+            scan.update(block)
 
     async def read_back(self, slot: Slot, size: int, *, crc: int | None = None) -> VerifiedImage:
         """Verify an image from flash: its checksum, if one is known, and its signature, if keys are configured.

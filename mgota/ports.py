@@ -133,6 +133,19 @@ class FlashBackend(Protocol):
 
 
 @runtime_checkable
+class BlockingReads(Protocol):
+    """A backend whose medium blocks may offer this besides `read`: one thread hop then reads a block and hashes it."""
+
+    def read_blocking(self, slot: Slot, offset: int, size: int) -> bytes:
+        """As `FlashBackend.read`; called in a thread.
+
+        Raises:
+            ReadError: they could not be read.
+        """
+        ...
+
+
+@runtime_checkable
 class StateStore(Protocol):
     """Where the boot record survives resets and power cuts."""
 

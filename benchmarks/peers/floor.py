@@ -1,4 +1,7 @@
-"""The floor: what one Python process can do. One blocking socket, one buffer, one connection at a time, no HTTP to speak of."""
+"""The floor: what one Python process can do.
+
+One blocking socket, one buffer, one connection at a time, no HTTP to speak of.
+"""
 
 import socket
 from pathlib import Path

@@ -110,7 +110,8 @@ class Edge:
     def route(self, head: Head) -> Decision | Refusal:
         """What an admitted and authenticated request asks for."""
         if not self.guards(head):
-            return Decision(Action.APP)
+            # CONNECT would turn the connection into something else; no server of ours is a proxy.
+            return Refusal(501, "this is no proxy") if head.method == "CONNECT" else Decision(Action.APP)
         path = head.path
         action = _ROUTES.get(path.removeprefix(self.prefix)) if path.startswith(self.prefix) else None
         changes = head.method not in SAFE_METHODS or (self.legacy_get and action in _LEGACY)

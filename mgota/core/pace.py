@@ -23,7 +23,7 @@ class Limits:
     Args:
         head: from the first wait for a request, TLS handshake included, to the end of its head.
         keep_alive: between two requests on one connection.
-        idle: longest silence inside a body, and longest wait for a client to take a response.
+        idle: longest silence inside a body, longest wait for a client to take a response, and for `on_finished`.
         minimum_rate: bytes a second below which a body counts as stalled; 0 turns the rule off.
         grace: seconds of waiting that the minimum rate forgives.
         total: most seconds of waiting for one body, or None.
@@ -49,7 +49,7 @@ class Limits:
     total: float | None = None
     linger: float = 5.0
     acknowledge: float = 2.0
-    closing: float = 2.0
+    closing: float = 1.0
     drain: int = 64 * 1024 * 1024
     buffer: int = 1024 * 1024
     connections: int = 64

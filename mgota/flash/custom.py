@@ -23,8 +23,8 @@ backend can end while the chip goes on, or is itself what resets, bring `running
 ("a" or "b": any bit that the swap flips will do). It is asked once per boot.
 
 `state`, if the device's own store is given here too, tells after a restart of the process whether the slot to select
-holds an update (then `end` is right) or the previous image (then it is `rollback`), and how long the image in the
-staging slot is. Without it the backend knows of images only that this process wrote.
+holds an update (then `end` is right) or the previous image (then it is `rollback`). Without it, what this process did
+not write counts as the previous image.
 
 `read_running(offset, size)`, optional, reads the image that runs, and needs `max_image`. Without it the extent of the
 running slot is 0: the image that runs when mgota first meets the device is unknown to it, hence nothing to go back to,
@@ -108,7 +108,7 @@ class CustomBackend:
         self._crc = crc
         self._running: Slot | None = None
         self._selected = Slot.A
-        self._written = 0  # bytes of the image that this process wrote into the staging slot, and that is complete
+        self._fresh = False  # this process wrote a complete image into the staging slot
 
     @property
     def crc(self) -> str:
@@ -138,25 +138,21 @@ class CustomBackend:
             raise TooLargeError(size, await self.capacity())
         if slot is await self.running_slot():
             raise FlashError(f"slot {slot} runs: a custom backend writes only the other one")
-        self._written = 0
+        self._fresh = False
         with CancelScope(shield=True):
             await _call(self._begin(size), FlashError, "the update could not begin")
         await checkpoint()
         return CustomWriter(self, self._write, size)
 
     async def extent(self, slot: Slot) -> int:
-        """Bytes that can be read from `slot`: of the staging slot, as far as they are known.
+        """Bytes that can be read from `slot`; where nobody knows, as many as an image can have.
 
         Raises:
-            FlashError: `running` or the store failed.
+            FlashError: `running` failed.
         """
-        if slot is await self.running_slot():
-            return (self._max_image or 0) if self._read_running else 0
-        if self._written or self.state is None:
-            return self._written
-        record = await self.state.load()
-        image = record.image(slot) if record else None
-        return image.image_size if image else 0
+        if slot is await self.running_slot() and not self._read_running:
+            return 0
+        return await self.capacity()
 
     async def read(self, slot: Slot, offset: int, size: int) -> bytes:
         """Exactly `size` bytes of `slot`, counted from its start.
@@ -178,6 +174,7 @@ class CustomBackend:
 
         Raises:
             SelectError: the coroutine failed; it promises that the slot that boots is the same as before.
+            FlashError: `running` or the store failed.
         """
         await self.running_slot()
         if slot is self._selected:
@@ -205,21 +202,21 @@ class CustomBackend:
                 raise FlashError(f"the running slot is a or b, not {answer!r}")
             running = Slot(answer)
         if self._running not in (None, running):
-            self._written = 0  # the staging slot is another one now
+            self._fresh = False  # the staging slot is another one now
         self._running = self._selected = running
         return running
 
     async def _holds_update(self, slot: Slot) -> bool:
         if slot is self._running:
             return False
-        if self._written:
+        if self._fresh:
             return True
         record = await self.state.load() if self.state else None
         return record is not None and record.state is State.TESTING and record.trial is slot
 
-    def complete(self, size: int) -> None:
-        """The staging slot holds an image of `size` bytes. For the writer."""
-        self._written = size
+    def complete(self) -> None:
+        """The staging slot holds a new image. For the writer."""
+        self._fresh = True
 
 
 class CustomWriter:
@@ -262,7 +259,7 @@ class CustomWriter:
         self._check_usable()
         if self._received < self._size:
             raise TruncatedError(self._received, self._size)
-        self._backend.complete(self._size)
+        self._backend.complete()
 
     async def abort(self) -> None:
         """Give up. What was written stays, as garbage. Never raises."""

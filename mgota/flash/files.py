@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import cast
 
 from mgota.errors import ConfigError, UpdateRunningError
-from mgota.ports import ReadableBuffer
+
+ReadableBuffer = bytes | bytearray | memoryview
 
 
 class FileLock:

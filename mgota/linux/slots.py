@@ -15,7 +15,7 @@ Rules:
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
@@ -25,10 +25,12 @@ from anyio import to_thread
 
 from mgota.core.geometry import Slot
 from mgota.errors import FlashError, ProgramError, ReadError, SelectError, TooLargeError
+from mgota.flash.files import sync_directory
 from mgota.ports import ReadableBuffer
 
 CURRENT = "current"
-TEMPORARY = "current.tmp"
+TEMPORARY = ".current.tmp"
+STALE = ".*.tmp"  # this one, and those of the record that lies beside the slots
 
 MAX_HOP = 1 << 20
 """Bytes written in one thread hop: long enough to cost nothing, short enough to be cancelled between two."""
@@ -83,7 +85,9 @@ class FileSlots:
         Raises:
             FlashError: `current` names no slot.
         """
-        return self._running or await to_thread.run_sync(self.latch)
+        if self._running is None:
+            return await to_thread.run_sync(self.latch)
+        return self._running
 
     async def capacity(self) -> int:
         """Bytes that fit: the free space, and what the staging slot already has.
@@ -139,7 +143,7 @@ class FileSlots:
     def _selected(self) -> Slot | None:
         link = self.directory / CURRENT
         try:
-            target = os.readlink(link)
+            target = str(link.readlink())
         except FileNotFoundError:
             return None
         except OSError as exc:
@@ -156,17 +160,17 @@ class FileSlots:
         with _translated(SelectError, f"cannot select slot {slot}"):
             temporary = self.directory / TEMPORARY
             temporary.unlink(missing_ok=True)
-            os.symlink(slot.value, temporary)
-            os.replace(temporary, self.directory / CURRENT)
-            _sync_directory(self.directory)
+            temporary.symlink_to(slot.value)
+            temporary.replace(self.directory / CURRENT)
+            sync_directory(self.directory)
         self._unsure = False
 
     def _recover(self) -> None:
         self._selected()
         with _translated(FlashError, f"cannot recover {self.directory}"):
-            with suppress(FileNotFoundError):
-                os.unlink(self.directory / TEMPORARY)
-            _sync_directory(self.directory)
+            for stale in self.directory.glob(STALE):
+                stale.unlink(missing_ok=True)
+            sync_directory(self.directory)
 
     def _stat(self, slot: Slot) -> os.stat_result | None:
         with _translated(FlashError, f"cannot look at slot {slot}"):
@@ -207,7 +211,7 @@ class FileSlots:
                 return
             with suppress(OSError):  # as it was: what was allocated in vain is given back
                 if found is None:
-                    os.unlink(self.path(slot))
+                    self.path(slot).unlink()
                 else:
                     os.ftruncate(fd, found.st_size)
             if exc.errno in _NO_SPACE:
@@ -301,7 +305,7 @@ class SlotWriter:
         _make_startable(fd)
         if self._new:
             os.fsync(fd)
-            _sync_directory(self._path.parent)
+            sync_directory(self._path.parent)
         else:
             os.fdatasync(fd)  # the size is metadata that it writes: fdatasync(2)
         with suppress(OSError):  # advice; a file system may ignore it
@@ -318,21 +322,13 @@ def _make_startable(fd: int) -> None:
             os.fchmod(fd, mode | (mode & 0o444) >> 2)
 
 
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _refuse_others(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise FlashError(f"{path} is not a regular file")
 
 
 @contextmanager
-def _translated(kind: type[FlashError], what: str) -> Iterator[None]:
+def _translated(kind: type[FlashError], what: str) -> Generator[None]:
     try:
         yield
     except OSError as exc:

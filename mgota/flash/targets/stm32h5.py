@@ -1,7 +1,7 @@
 """STM32H5: two banks, exchanged by the option bit SWAP_BANK; the option write resets the chip.
 
-Sources: RM0481 (STM32H523/533/562/563/573): embedded flash memory, FLASH_OPTSR, IWDG; the seed's OTA guide
-for the IWDG's numbers. Recovery is `hardware`: one atomic write decides. Run on the simulator only; nobody has run it on
+Sources: RM0481 (STM32H523/533/562/563/573): embedded flash memory, FLASH_OPTSR, IWDG; the seed's OTA guide for the
+numbers of the IWDG. Recovery is `hardware`: one atomic write decides. It runs on the simulator; nobody has run it on
 silicon.
 """
 
@@ -10,10 +10,9 @@ from pathlib import Path
 
 from mgota.core.geometry import uniform
 from mgota.errors import ConfigError
-from mgota.flash.banked import BankedFlash, Banks, VirtualOptions
+from mgota.flash.banked import BankedFlash, Banks, VirtualOptions, VirtualTarget
 from mgota.flash.files import FileLock, replace_file
 from mgota.flash.simulator import NorSimulator, Operations
-from mgota.flash.targets import VirtualTarget
 from mgota.flash.virtual import VirtualWatchdog
 from mgota.ports import Resetter
 

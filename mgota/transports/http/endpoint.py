@@ -1,0 +1,338 @@
+"""The OTA routes on one connection, from the head of a request to what the device does.
+
+    decide from the head  ->  begin  ->  100 Continue  ->  body to flash  ->  seal
+    ->  record stored  ->  reply 200, close  ->  select, reset
+
+Rules:
+- the order of the refusals is `mgota.core.edge`'s, and none of them reads a byte of a body;
+- an error leaves the session first, so the device is free again before the client is told;
+- what was promised in a reply is done, whether or not the client stays to read it;
+- whatever an application's function raises ends its own request and nothing else.
+"""
+
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.tls import TLSAttribute
+
+from mgota.core.access import Access, Credentials, FailureBudget, refusal_for, too_many_failures
+from mgota.core.edge import Action, Decision, Edge, too_large
+from mgota.core.http import Ends, Refusal, error_refusal
+from mgota.core.origin import is_loopback, plain_address
+from mgota.core.pace import Limits
+from mgota.device import Device, VerifiedImage
+from mgota.errors import OtaError, TransferError, WrongImageError
+from mgota.session import OtaSession
+from mgota.transports.http.channel import Channel, PlainChannel, StreamChannel
+from mgota.transports.http.connection import Connection, Exchange
+from mgota.transports.http.message import App, Authenticator, Request, Response
+from mgota.transports.http.tls import TlsChannel, check_context
+from mgota.transports.http.upload import upload
+from mgota.trial import check_rollback, commit, rollback
+
+log = logging.getLogger("mgota.http")
+audit = logging.getLogger("mgota.audit")
+
+OnFinished = Callable[[VerifiedImage | OtaError], Awaitable[Response | None]]
+"""Told how an update ended; what it returns is sent instead of the default reply."""
+
+_AUDITED: Final = frozenset({401, 403, 421, 429})
+_OK: Final = Response.line("ok")
+
+
+@dataclass(slots=True, eq=False)
+class Life:
+    """What a server wants to know of a connection.
+
+    Args:
+        acting: the device is doing what was promised: it should not be interrupted without need.
+    """
+
+    acting: bool = False
+
+
+class OtaHttp:
+    """The OTA routes of one device, for connections that somebody else accepted.
+
+    Args:
+        device: what is updated.
+        auth: credentials, or a callback that decides; None lets anybody in who reaches it.
+        ssl_context: makes every socket TLS; at least 1.2. With `verify_mode` CERT_REQUIRED, clients must show a
+            certificate, which counts as authentication.
+        app: handles every path outside of the prefix.
+        insecure: allow connections from elsewhere without authentication.
+        allow_hosts: names, besides its own, that the device may be addressed by.
+        legacy_get: let GET commit and roll back.
+        limits: what clients are granted.
+        on_finished: told how an update ended.
+        prefix: of the paths.
+        activate: False stages an image: the application puts it on trial later (`Device.staged`).
+
+    Raises:
+        ConfigError: an option contradicts itself.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        auth: Credentials | Authenticator | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        app: App | None = None,
+        insecure: bool = False,
+        allow_hosts: Iterable[str] = (),
+        legacy_get: bool = False,
+        limits: Limits | None = None,
+        on_finished: OnFinished | None = None,
+        prefix: str = "/api/ota",
+        activate: bool = True,
+    ) -> None:
+        if ssl_context is not None:
+            check_context(ssl_context)
+        self.device = device
+        self.limits = limits or Limits()
+        self.ssl_context = ssl_context
+        self._auth = auth
+        self._app = app
+        self._insecure = insecure
+        self._on_finished = on_finished
+        self._activate = activate
+        self._budget = FailureBudget()
+        names = (*allow_hosts, *_own_names())
+        self._edge = Edge(prefix=prefix, legacy_get=legacy_get, has_app=app is not None, allow_hosts=names)
+
+    def may_listen_on(self, address: str | None) -> bool:
+        """Whether connections to this address of ours may be served: without authentication, only loopback.
+
+        Args:
+            address: an IP address; None is unknown.
+        """
+        mutual = self.ssl_context is not None and self.ssl_context.verify_mode is ssl.CERT_REQUIRED
+        if self._insecure or mutual or self._auth is not None:
+            return True
+        return address is not None and is_loopback(str(plain_address(address)))
+
+    async def handle(self, connection: socket.socket | ByteStream, *, received: bytes = b"") -> None:
+        """Serve one accepted connection to its end. It is closed then.
+
+        Args:
+            connection: a socket, or a byte stream (which has its TLS already, if any).
+            received: what was read from it before.
+        """
+        if isinstance(connection, socket.socket):
+            await self.serve_socket(connection, Life(), received)
+        else:
+            stream = StreamChannel(connection, idle=self.limits.idle)
+            await self._converse(stream, _stream_ends(connection), Life(), received)
+
+    async def serve_socket(self, sock: socket.socket, life: Life, received: bytes = b"") -> None:
+        """`handle` for a server that wants to know what a connection is at."""
+        channel: Channel = PlainChannel(sock, idle=self.limits.idle)
+        try:
+            ends = socket_ends(sock, secure=self.ssl_context is not None)
+        except OSError:  # it was reset before we looked
+            await channel.aclose()
+            return
+        await self._converse(channel, ends, life, received)
+
+    async def _converse(self, channel: Channel, ends: Ends, life: Life, received: bytes) -> None:
+        deadline = anyio.current_time() + self.limits.head
+        try:
+            if self.ssl_context is not None and isinstance(channel, PlainChannel):
+                secured = TlsChannel(channel, self.ssl_context)
+                with anyio.fail_after(self.limits.head):
+                    await secured.handshake()
+                channel = secured
+            connection = Connection(channel, self.limits, received)
+            while (exchange := await connection.next_exchange(deadline)) and await self._serve(exchange, ends, life):
+                pass
+        except (TransferError, TimeoutError) as exc:
+            log.info(
+                "connection from %s ended: %s", ends.peer, exc if isinstance(exc, TransferError) else "no TLS in time"
+            )
+        finally:
+            await channel.aclose()
+
+    async def _serve(self, exchange: Exchange, ends: Ends, life: Life) -> bool:
+        """Answer one request: whether another may follow on this connection."""
+        try:
+            decision = await self._decide(exchange, ends)
+            if isinstance(decision, Refusal):
+                return await self._refuse(exchange, ends, decision)
+            match decision.action:
+                case Action.STATUS:
+                    status = await self.device.status()
+                    return await self._reply(exchange, ends, Response.json(status.as_dict()))
+                case Action.APP:
+                    return await self._run_app(exchange, ends)
+                case Action.UPDATE:
+                    return await self._update(exchange, ends, decision, life)
+                case Action.COMMIT | Action.ROLLBACK:
+                    return await self._act(exchange, ends, decision, life)
+        except OtaError as exc:
+            return await self._fail(exchange, ends, exc)
+        except Exception as exc:
+            log.exception("a request from %s failed", ends.peer)
+            return await self._fail(exchange, ends, exc)
+
+    async def _fail(self, exchange: Exchange, ends: Ends, exc: Exception) -> bool:
+        if exchange.answered:
+            log.error("after the reply to %s: %s", ends.peer, exc)
+            return False
+        return await self._refuse(exchange, ends, error_refusal(exc))
+
+    async def _decide(self, exchange: Exchange, ends: Ends) -> Decision | Refusal:
+        """The order of `mgota.core.edge`."""
+        head = exchange.head
+        if exchange.fault is not None:
+            return exchange.fault
+        refusal = self._edge.admit(head, ends)
+        if refusal is None and self._edge.guards(head):
+            refusal = await self._authenticate(exchange, ends)
+        decision = refusal or self._edge.route(head)
+        if isinstance(decision, Decision) and decision.action is Action.UPDATE:
+            return too_large(decision, await self.device.flash.capacity()) or decision
+        return decision
+
+    async def _authenticate(self, exchange: Exchange, ends: Ends) -> Refusal | None:
+        if not self.may_listen_on(ends.own):
+            return Refusal(403, "no authentication is configured: only loopback connections are served")
+        if self._auth is None:
+            return None
+        head = exchange.head
+        presents = head.value("authorization") is not None
+        wait = self._budget.wait(ends.peer, anyio.current_time())
+        if presents and wait > 0:
+            return too_many_failures(wait)
+        if isinstance(self._auth, Credentials):
+            access = self._auth.check(head)
+        elif await self._auth(Request(head, ends)):
+            access = Access.GRANTED
+        else:
+            access = Access.WRONG if presents else Access.MISSING
+        if access is Access.WRONG:
+            self._budget.fail(ends.peer, anyio.current_time())
+        return refusal_for(access)
+
+    async def _run_app(self, exchange: Exchange, ends: Ends) -> bool:
+        if self._app is None:  # pragma: no cover  the edge has no such route then
+            raise RuntimeError("there is no application")
+        response = await self._app(Request(exchange.head, ends, exchange.body))
+        return await self._reply(exchange, ends, response)
+
+    async def _update(self, exchange: Exchange, ends: Ends, decision: Decision, life: Life) -> bool:
+        """Stream an image to flash and put it on trial."""
+        connection = exchange.connection
+
+        async def announce() -> None:
+            # The record is stored: from here on nothing that happens to the client may stop the update.
+            await self._promise(exchange, ends, await self._finished(image) or _OK)
+
+        try:
+            async with OtaSession(self.device, size=decision.size) as ota:
+                await exchange.proceed()
+                await upload(connection.channel, bytes(connection.pending), ota, self.limits)
+                image = await ota.seal()
+                life.acting = True
+                await ota.activate(image, reset=self._activate, announce=announce)
+            if not self._activate:
+                await announce()
+        except OtaError as exc:
+            life.acting = False
+            response = None if exchange.answered else await self._finished(exc)
+            if response is None:
+                raise
+            await self._reply(exchange, ends, response, close=True)
+            await connection.part(self.limits.linger)
+        return False
+
+    async def _finished(self, result: VerifiedImage | OtaError) -> Response | None:
+        """What the application answers to the end of an update, if it does."""
+        if self._on_finished is None:
+            return None
+        try:
+            with anyio.move_on_after(self.limits.idle):
+                return await self._on_finished(result)
+            log.error("on_finished took too long")
+        except Exception:
+            log.exception("on_finished failed")
+        return None
+
+    async def _act(self, exchange: Exchange, ends: Ends, decision: Decision, life: Life) -> bool:
+        """Commit or roll back: check, reply, and do it when the connection has closed."""
+        device, image = self.device, decision.image
+        if decision.action is Action.ROLLBACK:
+            await check_rollback(device, sha256=image)
+        elif image is not None:
+            running = (await device.status()).image
+            if running is None or running.sha256 != image:
+                raise WrongImageError("another image runs than the one that was meant")
+        life.acting = True
+        await self._promise(exchange, ends, _OK)
+        if decision.action is Action.ROLLBACK:
+            await rollback(device, sha256=image)
+        else:
+            await commit(device, sha256=image)
+        return False
+
+    async def _promise(self, exchange: Exchange, ends: Ends, response: Response) -> None:
+        """Reply and close before the device acts; bounded in time, and a client that is gone is no obstacle."""
+        with anyio.move_on_after(2 * self.limits.acknowledge + 1):
+            try:
+                await self._reply(exchange, ends, response, close=True)
+            except TransferError as exc:
+                log.info("%s did not wait for the reply: %s", ends.peer, exc)
+            await exchange.connection.part(self.limits.acknowledge)
+
+    async def _reply(self, exchange: Exchange, ends: Ends, response: Response, *, close: bool = False) -> bool:
+        head = exchange.head
+        log.info("%s %s from %s: %d", head.method or "-", head.path or "-", ends.peer, response.status)
+        keep = await exchange.respond(response, close=close)
+        if not keep and not close:
+            await exchange.connection.part(self.limits.linger)
+        return keep
+
+    async def _refuse(self, exchange: Exchange, ends: Ends, refusal: Refusal) -> bool:
+        """Answer with a refusal, and close so that the client can read it."""
+        head = exchange.head
+        if refusal.status in _AUDITED:
+            what = (refusal.status, ends.peer, head.method, head.path, refusal.reason)
+            audit.warning("access refused: %d to %s for %s %s: %s", *what)
+        await self._reply(exchange, ends, Response.line(refusal.reason, refusal.status, refusal.headers))
+        return False
+
+
+def socket_ends(sock: socket.socket, *, secure: bool) -> Ends:
+    """The addresses of a connected socket.
+
+    Raises:
+        OSError: it is not connected any more.
+    """
+    if sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return Ends("127.0.0.1", "local", secure)  # a Unix socket does not leave the machine
+    return Ends(str(sock.getsockname()[0]), str(sock.getpeername()[0]), secure)
+
+
+def _stream_ends(stream: ByteStream) -> Ends:
+    """The addresses of a byte stream, as far as it tells."""
+    own = stream.extra(SocketAttribute.local_address, None)  # noqa: S610  anyio's, not Django's
+    peer = stream.extra(SocketAttribute.remote_address, None)  # noqa: S610
+    secure = stream.extra(TLSAttribute.ssl_object, None)  # noqa: S610
+    return Ends(
+        str(own[0]) if isinstance(own, tuple) else None,
+        str(peer[0]) if isinstance(peer, tuple) else "local",
+        secure is not None,
+    )
+
+
+def _own_names() -> tuple[str, ...]:
+    """The names that this machine is known by in its own network: the host's, and that with mDNS's suffix."""
+    name = socket.gethostname()
+    label = name.partition(".")[0]
+    return (name, label, f"{label}.local") if label.replace("-", "").isalnum() and name.isascii() else ()

@@ -1,0 +1,51 @@
+"""The benchmarks run, and report what they promise. Never how fast: a test machine is nobody's measure."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "http_push.py"
+PEERS = {"mgota", "floor", "aiohttp", "anyio_h11"} - (set() if find_spec("aiohttp") else {"aiohttp"})
+
+
+def bench(tmp_path: Path, *arguments: str) -> str:
+    command = [sys.executable, str(SCRIPT), "--dir", str(tmp_path), *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_all_peers_take_the_image_and_are_compared(tmp_path: Path) -> None:
+    found = json.loads(bench(tmp_path, "--size", "1", "--rounds", "1", "--json"))
+    assert (found["size_mib"], found["rounds"]) == (1, 1)
+    assert set(found["peers"]) == PEERS
+    for row in found["peers"].values():
+        assert len(row["pushes"]) == 1
+        for name in ("mib_per_s", "cpu_s_per_gib", "peak_rss_mib", "rate_ratio", "cpu_ratio"):
+            assert row[name] > 0
+    assert found["peers"]["floor"]["rate_ratio"] == found["peers"]["floor"]["cpu_ratio"] == 1
+    assert all(isinstance(goal["met"], bool) and goal["value"] > 0 for goal in found["goals"])
+
+
+@pytest.mark.slow
+def test_memory_and_lag_of_the_device_are_measured(tmp_path: Path) -> None:
+    found = json.loads(bench(tmp_path, "--size", "32", "--rounds", "0", "--flat", "1,2", "--lag", "--json"))
+    assert [(run["flash"], run["size_mib"]) for run in found["flat"]] == [
+        ("fast", 1), ("fast", 2), ("slow", 1), ("slow", 2),
+    ]  # fmt: skip
+    assert all(run["peak_rss_mib"] > 0 for run in found["flat"])
+    assert found["lag"]["ticks"] > 1
+    assert found["lag"]["p50_ms"] <= found["lag"]["p99_ms"] <= found["lag"]["max_ms"]
+    assert found["lag"]["status_max_ms"] > 0
+
+
+def test_a_person_gets_a_table(tmp_path: Path) -> None:
+    table = bench(tmp_path, "--size", "1", "--rounds", "1", "--peers", "floor,anyio_h11")
+    assert "CPU s/GiB" in table
+    assert [line.split()[0] for line in table.splitlines()[2:]] == ["floor", "anyio_h11"]
