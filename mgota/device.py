@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 
@@ -43,7 +44,7 @@ from mgota.status import Live, Status, tell
 log = logging.getLogger("mgota.device")
 
 BLOCK = 1 << 20
-"""Bytes that are read back and hashed in one go: one thread hop a mebibyte."""
+"""Bytes that are read back and hashed in one go; between two of them a cancellation lands."""
 
 INLINE = 1 << 15
 """A block up to this size is hashed on the spot: the hop to a thread would cost more."""
@@ -247,21 +248,16 @@ class Device:
             ReadError: it could not be read.
         """
         scan = ImageScan(size, trailer=trailer, crc=self.flash.crc)
+        if isinstance(self.flash, BlockingReads):
+            await anyio.to_thread.run_sync(_scan_blocking, scan, self.flash, slot, size)
+            return scan
         for offset in range(0, size, BLOCK):
-            await self._scan_block(scan, slot, offset, min(BLOCK, size - offset))
+            block = await self.flash.read(slot, offset, min(BLOCK, size - offset))
+            if len(block) > INLINE:
+                await anyio.to_thread.run_sync(scan.update, block)
+            else:
+                scan.update(block)
         return scan
-
-    async def _scan_block(self, scan: ImageScan, slot: Slot, offset: int, size: int) -> None:
-        flash = self.flash
-        if isinstance(flash, BlockingReads):
-            reads = flash
-            await anyio.to_thread.run_sync(lambda: scan.update(reads.read_blocking(slot, offset, size)))
-            return
-        block = await flash.read(slot, offset, size)
-        if size > INLINE:
-            await anyio.to_thread.run_sync(scan.update, block)
-        else:
-            scan.update(block)
 
     async def read_back(self, slot: Slot, size: int, *, crc: int | None = None) -> VerifiedImage:
         """Verify an image from flash: its checksum, if one is known, and its signature, if keys are configured.
@@ -375,3 +371,9 @@ class Device:
         """What the device is at, for a person or a server."""
         record, readable = await self.load()
         return tell(record, await self.flash.running_slot(), self.live, readable=readable, now=time.monotonic())
+
+
+def _scan_blocking(scan: ImageScan, flash: BlockingReads, slot: Slot, size: int) -> None:
+    for offset in range(0, size, BLOCK):
+        anyio.from_thread.check_cancelled()
+        scan.update(flash.read_blocking(slot, offset, min(BLOCK, size - offset)))

@@ -133,8 +133,21 @@ class FlashBackend(Protocol):
 
 
 @runtime_checkable
+class BlockingWriter(Protocol):
+    """A writer whose medium blocks may offer this besides `write`: receiving, checksum and storing share a thread."""
+
+    def write_blocking(self, chunk: ReadableBuffer) -> None:
+        """As `FlashWriter.write`; called in a thread.
+
+        Raises:
+            FlashError: the bytes could not be stored.
+        """
+        ...
+
+
+@runtime_checkable
 class BlockingReads(Protocol):
-    """A backend whose medium blocks may offer this besides `read`: one thread hop then reads a block and hashes it."""
+    """A backend whose medium blocks may offer this besides `read`: an image is read back and hashed in one thread."""
 
     def read_blocking(self, slot: Slot, offset: int, size: int) -> bytes:
         """As `FlashBackend.read`; called in a thread.

@@ -16,9 +16,10 @@ import logging
 from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import anyio
+import anyio.to_thread
 
 from mgota.core.boot import Store, begin_steps, forget_step, provision_steps, refuse_update
 from mgota.core.checksum import Checksum, checksum
@@ -32,7 +33,7 @@ from mgota.errors import (
     TooLargeError,
     TruncatedError,
 )
-from mgota.ports import FlashWriter, ReadableBuffer
+from mgota.ports import BlockingWriter, FlashWriter, ReadableBuffer
 
 log = logging.getLogger("mgota.session")
 audit = logging.getLogger("mgota.audit")
@@ -102,19 +103,43 @@ class OtaSession:
             OverrunError: more than the declared bytes came.
             FlashError: they could not be stored.
         """
-        writer = self._open_writer()
-        view = memoryview(chunk)
-        if not view.nbytes:
-            return  # a view of no bytes cannot be cast
-        view = view.cast("B")
-        if self.received + len(view) > self.size:
-            raise OverrunError(self.size)
+        view = self._checked(chunk)
         for start in range(0, len(view), BLOCK):
             block = view[start : start + BLOCK]
-            self._crc.update(block)
-            await writer.write(block)
-            self.received += len(block)
-            self.device.live.update = (self.received, self.size)
+            if self.blocking:
+                await anyio.to_thread.run_sync(self.write_blocking, block)
+            else:
+                await self._open_writer().write(block)
+                self._took(block)
+
+    @property
+    def blocking(self) -> bool:
+        """Whether `write_blocking` may be called."""
+        return isinstance(self._writer, BlockingWriter)
+
+    def write_blocking(self, chunk: ReadableBuffer) -> None:
+        """`write`, for a caller that is in a thread already and does nothing else with this session meanwhile.
+
+        Raises:
+            OverrunError: more than the declared bytes came.
+            FlashError: they could not be stored.
+        """
+        view = self._checked(chunk)
+        cast(BlockingWriter, self._writer).write_blocking(view)
+        self._took(view)
+
+    def _checked(self, chunk: ReadableBuffer) -> memoryview:
+        self._open_writer()
+        view = memoryview(chunk)
+        view = view.cast("B") if view.nbytes else memoryview(b"")  # a view of no bytes cannot be cast
+        if self.received + len(view) > self.size:
+            raise OverrunError(self.size)
+        return view
+
+    def _took(self, block: memoryview) -> None:
+        self._crc.update(block)
+        self.received += len(block)
+        self.device.live.update = (self.received, self.size)
 
     async def seal(self) -> VerifiedImage:
         """Make the image durable, read it back and verify it.

@@ -215,7 +215,8 @@ class Launcher:
         started = time.monotonic()
         event, why = await self._supervise(device, slot, until)
         record, _ = await device.load()
-        trial = on_trial(record, slot)
+        # A trial that could not even be settled at boot is run like a CONFIRMED image: without a hurry.
+        trial = until is not None and on_trial(record, slot)
         pause = pause_after(event, trial=trial, ran=time.monotonic() - started, last=last)
         return pause, why if trial else None
 
@@ -364,7 +365,7 @@ class Launcher:
         made |= {
             environment.DIR: str(self._directory),
             environment.SLOT: slot.value,
-            environment.WINDOW: f"{self._window:g}",
+            environment.WINDOW: repr(self._window),
             NOTIFY_SOCKET: self._listener.address,
         }
         if until is not None:

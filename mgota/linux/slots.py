@@ -122,7 +122,7 @@ class FileSlots:
         Raises:
             ReadError: they are not all there, or the disk failed.
         """
-        return await to_thread.run_sync(self._read, slot, offset, size)
+        return await to_thread.run_sync(self.read_blocking, slot, offset, size)
 
     async def select(self, slot: Slot) -> None:
         """Make this slot the one that boots.
@@ -218,7 +218,12 @@ class FileSlots:
                 raise TooLargeError(size, min(self._room(slot), size - 1)) from exc
             raise FlashError(f"cannot write slot {slot}: {_why(exc)}") from exc
 
-    def _read(self, slot: Slot, offset: int, size: int) -> bytes:
+    def read_blocking(self, slot: Slot, offset: int, size: int) -> bytes:
+        """`read`, for who is in a thread already.
+
+        Raises:
+            ReadError: they are not all there, or the disk failed.
+        """
         with _translated(ReadError, f"cannot read slot {slot}"):
             fd = os.open(self.path(slot), os.O_RDONLY | _OPEN)
             try:
@@ -255,9 +260,17 @@ class SlotWriter:
         Raises:
             ProgramError: they could not be written, or are more than announced.
         """
-        view = memoryview(chunk).cast("B")
+        view = memoryview(chunk)
         for start in range(0, len(view), MAX_HOP):
-            await self._hop(self._write, view[start : start + MAX_HOP])
+            await to_thread.run_sync(self.write_blocking, view[start : start + MAX_HOP])
+
+    def write_blocking(self, chunk: ReadableBuffer) -> None:
+        """`write`, for who is in a thread already.
+
+        Raises:
+            ProgramError: they could not be written, or are more than announced.
+        """
+        self._exclusively(self._write, memoryview(chunk))
 
     async def finish(self) -> None:
         """Cut the file to size, make it durable, and forget what the kernel still holds of it.
@@ -265,7 +278,7 @@ class SlotWriter:
         Raises:
             FlashError: the disk failed, or the image is not complete.
         """
-        await self._hop(self._finish)
+        await to_thread.run_sync(self._exclusively, self._finish)
 
     async def abort(self) -> None:
         """Close the file as it is."""
@@ -279,9 +292,6 @@ class SlotWriter:
             if fd is not None:
                 with suppress(OSError):  # the image is given up, or already durable
                     os.close(fd)
-
-    async def _hop(self, work: Callable[..., None], *args: memoryview) -> None:
-        await to_thread.run_sync(self._exclusively, work, *args)
 
     def _exclusively(self, work: Callable[..., None], *args: memoryview) -> None:
         with self._busy:

@@ -6,6 +6,7 @@
   the sender. (anyio's SocketStream reads on by itself, which is why bodies do not pass through it.)
 """
 
+import select
 import socket
 from contextlib import suppress
 from typing import Final, Protocol
@@ -15,7 +16,7 @@ from anyio.abc import ByteStream
 
 from mgota.errors import TransferError
 
-LOW_WATER: Final = 128 * 1024
+LOW_WATER: Final = 1024 * 1024
 """Bytes that are worth a wake-up inside a large body."""
 
 _BLOCK: Final = 64 * 1024
@@ -35,6 +36,14 @@ class Channel(Protocol):
 
     def expect(self, size: int) -> None:
         """So many more bytes are to come: waking up for a few of them is not worth it. A hint."""
+        ...
+
+    def fileno(self) -> int | None:
+        """The socket's number, if there is one and `wait_blocking` may be called."""
+        ...
+
+    def wait_blocking(self, timeout: float) -> bool:
+        """`wait_readable` for a thread: whether there was something within `timeout` seconds."""
         ...
 
     async def send(self, data: bytes) -> None:
@@ -89,6 +98,18 @@ class PlainChannel:
         self._low_water = low_water
         with suppress(OSError):  # it is only a hint
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water)
+
+    def fileno(self) -> int | None:
+        """See `Channel`."""
+        return self._sock.fileno()
+
+    def wait_blocking(self, timeout: float) -> bool:
+        """See `Channel`. A socket that was closed meanwhile is ready: to end."""
+        poll = select.poll()
+        with suppress(OSError, ValueError):
+            poll.register(self._sock, select.POLLIN)
+            return bool(poll.poll(timeout * 1000))
+        return True
 
     async def send(self, data: bytes) -> None:
         """See `Channel`."""
@@ -148,6 +169,14 @@ class StreamChannel:
 
     def expect(self, size: int) -> None:
         """See `Channel`."""
+
+    def fileno(self) -> int | None:
+        """See `Channel`. There may be no socket, and what there is belongs to the stream."""
+        return None
+
+    def wait_blocking(self, timeout: float) -> bool:
+        """Not offered: there is no `fileno`."""
+        raise RuntimeError(f"a byte stream cannot be waited for in a thread, not even {timeout:g} s")
 
     async def send(self, data: bytes) -> None:
         """See `Channel`."""

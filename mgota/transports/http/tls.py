@@ -99,6 +99,14 @@ class TlsChannel:
     def expect(self, size: int) -> None:
         """See `Channel`. Not passed on: a part of these bytes may wait here already, for the end of their record."""
 
+    def fileno(self) -> int | None:
+        """See `Channel`."""
+        return self._raw.fileno()
+
+    def wait_blocking(self, timeout: float) -> bool:
+        """See `Channel`. What TLS itself has to say meanwhile is said by the next `wait_readable`."""
+        return self._raw.wait_blocking(timeout)
+
     async def send(self, data: bytes) -> None:
         """See `Channel`."""
         for start in range(0, len(data), _BLOCK):

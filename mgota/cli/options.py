@@ -1,0 +1,196 @@
+"""Options that several commands have, and how their files are read.
+
+Rules:
+- what is wrong with a file is a `ConfigError` that names the file, and never what stands in it;
+- secrets come from files, not from the command line, where every process could read them.
+"""
+
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mgota.core.image import Trailer, Verifier
+from mgota.core.keys import PublicKey, load_public_key
+from mgota.errors import ConfigError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+TARGETS = ("stm32h5",)
+
+
+def as_json(command: F) -> F:
+    """`--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")(command)
+
+
+def trailer_option(command: F) -> F:
+    """`--trailer`."""
+    return click.option(
+        "--trailer",
+        type=click.Choice([trailer.value for trailer in Trailer]),
+        default=Trailer.RAW.value,
+        show_default=True,
+        help="How the signature is attached: the last 64 bytes, or Mongoose 7.22's with MGSG behind them.",
+    )(command)
+
+
+def trust_options(command: F) -> F:
+    """`--key`, several times, and `--trailer`: which images a device takes."""
+    key = click.option(
+        "--key",
+        "keys",
+        type=FILE,
+        multiple=True,
+        metavar="PUBLIC.PEM",
+        help="A public key that is trusted; several may be given. Without any, every image is taken.",
+    )
+    return key(trailer_option(command))
+
+
+def place_options(command: F) -> F:
+    """Where a device's files are: `--slots`, or `--target` with `--flash` and `--state`."""
+    for option in (
+        click.option("--state", type=FILE, metavar="FILE", help="Where the boot record is kept."),
+        click.option("--flash", type=FILE, metavar="FILE", help="The raw flash array; made blank if it is missing."),
+        click.option("--target", type=click.Choice(TARGETS), help="A chip."),
+        click.option("--slots", type=FOLDER, metavar="DIR", help="Two slots as files; made if missing."),
+    ):
+        command = option(command)
+    return command
+
+
+def client_options(command: F) -> F:
+    """How a device is talked to."""
+    for option in (
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0.1),
+            default=60.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long nothing may move.",
+        ),
+        click.option("--key-file", type=FILE, metavar="PEM", help="The key of --cert, if it is not in the same file."),
+        click.option("--cert", type=FILE, metavar="PEM", help="A certificate to show, for mutual TLS."),
+        click.option("--cacert", type=FILE, metavar="PEM", help="Trust these CAs instead of the system's, for https."),
+        click.option("--user-file", type=FILE, metavar="FILE", help="One line, user:password."),
+        click.option("--token-file", type=FILE, metavar="FILE", help="One line, a bearer token."),
+    ):
+        command = option(command)
+    return command
+
+
+def read_text(path: Path, what: str) -> str:
+    """A small text file.
+
+    Args:
+        path: the file.
+        what: a word for it, for the message.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"the {what} {path} cannot be read: {_why(exc)}") from exc
+
+
+def read_bytes(path: Path, what: str) -> bytes:
+    """A small file.
+
+    Args:
+        path: the file.
+        what: a word for it, for the message.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"the {what} {path} cannot be read: {_why(exc)}") from exc
+
+
+def _why(exc: OSError | UnicodeDecodeError) -> str:
+    return "it is not UTF-8" if isinstance(exc, UnicodeDecodeError) else str(exc.strerror).lower()
+
+
+def lines_of(path: Path, what: str) -> list[str]:
+    """The lines of a file of secrets, at least one, without blank ones. `#` is no comment: it may be part of a secret.
+
+    Raises:
+        ConfigError: it cannot be read, or there is nothing in it.
+    """
+    lines = [line.strip() for line in read_text(path, what).splitlines() if line.strip()]
+    if not lines:
+        raise ConfigError(f"the {what} {path} is empty")
+    return lines
+
+
+def read_user(line: str, path: Path) -> tuple[str, str]:
+    """A line `user:password`.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    name, colon, password = line.partition(":")
+    if not colon or not name or not password:
+        raise ConfigError(f"the user file {path} has a line that is not user:password")
+    return name, password
+
+
+def read_public_key(path: Path) -> PublicKey:
+    """A public key.
+
+    Raises:
+        ConfigError: it cannot be read, or is none.
+    """
+    data = read_bytes(path, "public key")
+    try:
+        return load_public_key(data)
+    except ConfigError as exc:
+        raise ConfigError(f"the public key {path}: {exc}") from exc
+
+
+def read_verifier(keys: tuple[Path, ...], trailer: str) -> Verifier | None:
+    """Which images are taken; None takes every one.
+
+    Raises:
+        ConfigError: a key cannot be read, or is none.
+    """
+    if not keys:
+        return None
+    return Verifier(keys=[read_public_key(path) for path in keys], trailer=Trailer(trailer))
+
+
+def client_context(cacert: Path | None, cert: Path | None, key_file: Path | None) -> ssl.SSLContext | None:
+    """Whom a client trusts and what it shows; None is the system's trust.
+
+    Raises:
+        ConfigError: a file cannot be read, or is not in PEM.
+    """
+    if cacert is None and cert is None:
+        if key_file is not None:
+            raise click.UsageError("--key-file needs --cert")
+        return None
+    try:
+        context = ssl.create_default_context(cafile=cacert)
+        if cert is not None:
+            context.load_cert_chain(cert, key_file)
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError(f"the certificates cannot be used: {tls_fault(exc)}") from exc
+    return context
+
+
+def tls_fault(exc: OSError) -> str:
+    """Why certificate files were refused."""
+    if isinstance(exc, ssl.SSLError):
+        return (exc.reason or "not in PEM").replace("_", " ").lower()
+    return str(exc.strerror).lower()

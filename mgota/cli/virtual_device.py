@@ -1,0 +1,123 @@
+"""A virtual device: a chip, or two slots as files, that boots again and again inside this process.
+
+    out of reset ──► boot decision ──► serve, and watch the trial ──► reset, or the watchdog bites ─┐
+         ▲                                                                                         │
+         └─────────────────────────────────────────────────────────────────────────────────────────┘
+
+This is what an application on a real device does, except for `power_on`: there, a reset ends the process, and the boot
+loader or the chip starts it again. Rules:
+- nothing survives a reset but flash, option bytes and boot record: every boot makes its `Device` anew;
+- the listening socket belongs to the world around the device: who connects during a reset just waits;
+- killing the process is a power cut.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from mgota.core.record import Outcome
+from mgota.device import Device
+from mgota.errors import OtaError
+from mgota.flash.files import FileLock
+from mgota.flash.targets.stm32h5 import stm32h5 as stm32h5_chip
+from mgota.flash.virtual import VirtualReset, VirtualWatchdog
+from mgota.linux.environment import LOCK, STATE
+from mgota.linux.slots import FileSlots
+from mgota.linux.state import FileState
+from mgota.trial import boot_check, run_trial
+
+Serving = Callable[[Device], AbstractAsyncContextManager[object]]
+"""How a device is reached while it runs: `mgota.transports.http.serve`, its options given."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VirtualDevice:
+    """A device and the hardware around it.
+
+    Args:
+        device: as a factory describes it.
+        latch: out of reset, the slot that is selected becomes the running one.
+        reset: its reset line.
+        watchdog: what bites when it is not fed.
+    """
+
+    device: Device
+    latch: Callable[[], Awaitable[object]]
+    reset: VirtualReset
+    watchdog: VirtualWatchdog
+
+
+def two_slots(directory: Path, **options: Any) -> VirtualDevice:
+    """Two slots as files. Blocks.
+
+    Args:
+        directory: made if it is missing.
+        options: further arguments of `Device`.
+    """
+    reset, watchdog, slots = VirtualReset(), VirtualWatchdog(), FileSlots(directory)
+    state, lock = FileState(slots.directory / STATE), FileLock(slots.directory / LOCK)
+    device = Device(flash=slots, state=state, watchdog=watchdog, reset=reset, lock=lock, **options)
+    return VirtualDevice(device=device, latch=slots.boot, reset=reset, watchdog=watchdog)
+
+
+def stm32h5(flash: Path, state: Path, **options: Any) -> VirtualDevice:
+    """A virtual STM32H5. Blocks.
+
+    Args:
+        flash: the raw array, physical bank 1 first; made blank if it is missing.
+        state: the boot record.
+        options: further arguments of `Device`.
+    """
+    reset = VirtualReset()
+    chip = stm32h5_chip(flash, reset=reset)
+    parts: dict[str, Any] = {"flash": chip.backend, "state": FileState(state), "watchdog": chip.watchdog, "lock": chip.lock}
+    device = Device(reset=reset, **parts, **options)
+    return VirtualDevice(device=device, latch=chip.boot, reset=reset, watchdog=chip.watchdog)
+
+
+async def power_on(machine: VirtualDevice, serving: Serving, ready: Callable[[], None]) -> None:
+    """Run until cancelled, which is pulling the plug.
+
+    Args:
+        machine: what boots.
+        serving: how it is reached.
+        ready: called at every boot that goes on, before the device serves.
+
+    Raises:
+        OtaError: the device cannot boot.
+    """
+    while True:
+        machine.reset.clear()
+        machine.watchdog.restart()
+        await machine.latch()
+        await _until_reset(machine, serving, ready)
+
+
+async def _until_reset(machine: VirtualDevice, serving: Serving, ready: Callable[[], None]) -> None:
+    """From one reset to the next."""
+    failure: OtaError | None = None
+    async with anyio.create_task_group() as life:
+
+        async def end_with(event: Callable[[], Awaitable[None]]) -> None:
+            await event()
+            life.cancel_scope.cancel()
+
+        life.start_soon(end_with, machine.reset.wait)
+        life.start_soon(end_with, machine.watchdog.expired)
+        try:
+            device = replace(machine.device)  # a new one: what the old one knew of itself went with the reset
+            await boot_check(device)  # to select another slot is to reset: then it does not return
+            ready()
+            async with serving(device):
+                if await run_trial(device) is Outcome.COMMITTED:
+                    await machine.watchdog.disarm()  # by whomever; one that cannot be stopped bites all the same
+                await anyio.sleep_forever()
+        except OtaError as exc:  # outside of the task group, which would wrap it
+            failure = exc
+            life.cancel_scope.cancel()
+    if failure:
+        raise failure

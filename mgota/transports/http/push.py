@@ -1,0 +1,219 @@
+"""The sender: an image pushed to a device, and the few questions that one asks of it.
+
+    async for progress in push(Path("app.signed.pyz"), "http://192.168.1.7:8000", token="..."):
+        print(progress.sent, "of", progress.size)
+
+When the iteration ends, the device has said 200: the update survives any cut. Otherwise it ends in an error, whose kind
+says what to do and whose message is the device's own line. Rules:
+- the head goes first and waits a second for leave (`Expect: 100-continue`, RFC 9110 section 10.1.1): a stock Mongoose
+  never gives it;
+- one piece of the image is in memory at a time;
+- nothing is tried again: whoever calls knows whether it is worth it.
+"""
+
+import os
+import ssl
+from base64 import b64encode
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Final, cast
+
+import h11
+from anyio import to_thread
+
+from mgota.errors import ConfigError, EmptyImageError, TransferError
+from mgota.transports.http.client import Answer, Client, connected, parse_url
+
+PIECE: Final = 256 * 1024
+"""Bytes that are read from the image and sent at a time: the step of the progress."""
+
+LEAVE: Final = 1.0
+"""Seconds to wait for `100 Continue`: curl's."""
+
+VERIFYING: Final = 300.0
+"""Seconds that a device may take from the last byte to its answer: it erases, reads back and verifies."""
+
+Image = Path | bytes | BinaryIO
+"""The path of a file, the bytes themselves, or a binary file that can be sought."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a push is.
+
+    Args:
+        sent: bytes of the image that were sent.
+        size: bytes of the image.
+    """
+
+    sent: int
+    size: int
+
+
+def push(
+    image: Image,
+    url: str,
+    *,
+    token: str | None = None,
+    user: tuple[str, str] | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    timeout: float = 60.0,
+) -> AsyncGenerator[Progress]:
+    """Push an image to a device: `Remote.push`. Who leaves the iteration early closes it (`contextlib.aclosing`).
+
+    Args:
+        image: what to push, trailer included.
+        url: of the device; see `Remote`.
+        token: for Bearer authentication.
+        user: name and password, for Basic authentication.
+        ssl_context: for https; the system's trust if omitted.
+        timeout: seconds in which something has to move.
+    """
+    return Remote(url, token=token, user=user, ssl_context=ssl_context, timeout=timeout).push(image)
+
+
+class Remote:
+    """A device somewhere in the network.
+
+    Args:
+        url: `http://HOST:PORT` for the usual paths, or the URL of an update endpoint elsewhere. Name and password may
+            stand in it.
+        token: for Bearer authentication.
+        user: name and password, for Basic authentication.
+        ssl_context: for https; the system's trust if omitted.
+        timeout: seconds in which something has to move.
+
+    Raises:
+        ConfigError: the URL is none, or a secret cannot be sent.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        user: tuple[str, str] | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        self._place, found = parse_url(url)
+        self._headers: list[tuple[bytes, bytes]] = _authorization(token, user or found)
+        self._context = ssl_context
+        self._timeout = timeout
+        self._request("GET", "/")  # proves that the secrets can be sent
+
+    async def push(self, image: Image) -> AsyncGenerator[Progress]:
+        """Send an image. The iteration ends when the device has said that the update survives any cut.
+
+        Raises:
+            RejectedError: the device does not want these bytes.
+            TransferError: the device cannot be reached, or the transfer broke off.
+            FlashError: the device could not store it.
+            BusyError: the device is at something else.
+            ConfigError: the device does not let us, or the image cannot be read.
+        """
+        file, size = await to_thread.run_sync(_opened, image)
+        sent = 0
+        with file:
+            async with connected(self._place, self._context, self._timeout) as stream:
+                client = Client(stream, self._timeout)
+                await client.begin(self._request("POST", self._place.update, (b"Expect", b"100-continue"), body=size))
+                yield Progress(0, size)
+                goes_on = await client.proceeds(LEAVE)
+                while goes_on and sent < size:
+                    piece = await to_thread.run_sync(_read, file, min(PIECE, size - sent))
+                    goes_on = await client.write(piece)
+                    sent += len(piece)
+                    if goes_on:
+                        yield Progress(sent, size)
+                answer = await client.end(VERIFYING)
+        answer.check()
+        if sent < size:
+            raise TransferError(f"the device said ok after {sent} of {size} bytes: it is no OTA device")
+
+    async def status(self) -> dict[str, Any]:
+        """What the device is at: the JSON object of its status.
+
+        Raises:
+            OtaError: it did not tell; see `push`.
+        """
+        found: object = (await self._ask("GET", "/status")).json()
+        if not isinstance(found, dict) or "state" not in found:
+            raise TransferError("what answers there is no mgota device: its status has no state")
+        return cast(dict[str, Any], found)
+
+    async def commit(self, *, sha256: str | None = None) -> None:
+        """Ask the device to make the running image permanent. It does so when the connection has closed.
+
+        Args:
+            sha256: hex digest of the firmware that is meant; None means whatever runs.
+
+        Raises:
+            OtaError: it refused; see `push`.
+        """
+        await self._ask("POST", "/commit", sha256)
+
+    async def rollback(self, *, sha256: str | None = None) -> None:
+        """Ask the device to return to the previous image. It does so when the connection has closed.
+
+        Args:
+            sha256: hex digest of the running firmware that is to be left; None means whatever runs.
+
+        Raises:
+            OtaError: it refused; see `push`.
+        """
+        await self._ask("POST", "/rollback", sha256)
+
+    async def _ask(self, method: str, route: str, sha256: str | None = None) -> Answer:
+        bound = [(b"X-MGOTA-Image", sha256.encode())] if sha256 else []
+        async with connected(self._place, self._context, self._timeout) as stream:
+            client = Client(stream, self._timeout)
+            await client.begin(self._request(method, self._place.prefix + route, *bound))
+            answer = await client.end(self._timeout)
+        answer.check()
+        return answer
+
+    def _request(self, method: str, target: str, *more: tuple[bytes, bytes], body: int = 0) -> h11.Request:
+        headers = [(b"Host", self._place.authority.encode()), (b"Connection", b"close"), *self._headers, *more]
+        if method == "POST":
+            headers += [(b"Content-Type", b"application/octet-stream"), (b"Content-Length", str(body).encode())]
+        try:
+            return h11.Request(method=method, target=target, headers=headers)
+        except h11.LocalProtocolError as exc:
+            raise ConfigError("a token, a password or a URL has characters that HTTP cannot send") from exc
+
+
+def _authorization(token: str | None, user: tuple[str, str] | None) -> list[tuple[bytes, bytes]]:
+    if token is not None:
+        return [(b"Authorization", b"Bearer " + token.encode())]
+    if user is not None:
+        return [(b"Authorization", b"Basic " + b64encode(":".join(user).encode()))]
+    return []
+
+
+def _opened(image: Image) -> tuple[BinaryIO, int]:
+    try:
+        if isinstance(image, Path):
+            file: BinaryIO = image.open("rb")
+        else:
+            file = BytesIO(image) if isinstance(image, bytes) else image
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+    except OSError as exc:
+        raise ConfigError(f"the image cannot be read: {exc.strerror}") from exc
+    if not size:
+        file.close()
+        raise EmptyImageError("the image is empty")
+    return file, size
+
+
+def _read(file: BinaryIO, size: int) -> bytes:
+    try:
+        piece = file.read(size)
+    except OSError as exc:
+        raise ConfigError(f"the image cannot be read: {exc.strerror}") from exc
+    if not piece:
+        raise ConfigError("the image became shorter while it was sent")
+    return piece

@@ -1,0 +1,176 @@
+"""From the head of a request to a decision, in the order that security.md gives."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from mgota.core.edge import Action, Decision, Edge, too_large
+from mgota.core.http import Ends, Head, Refusal
+from mgota.errors import ConfigError
+
+HERE = Ends("127.0.0.1", "127.0.0.1")
+SHA = "ab" * 32
+
+
+def head(method: str, target: str, *fields: tuple[str, str]) -> Head:
+    return Head(method, target, (("host", "localhost"), *fields))
+
+
+def route(method: str, target: str, *fields: tuple[str, str], edge: Edge | None = None) -> Decision | int:
+    decision = (edge or Edge()).route(head(method, target, *fields))
+    return decision.status if isinstance(decision, Refusal) else decision
+
+
+LENGTH = ("content-length", "5")
+
+
+def test_the_routes() -> None:
+    assert route("POST", "/api/ota/update", LENGTH) == Decision(Action.UPDATE, size=5)
+    assert route("POST", "/api/ota", LENGTH) == Decision(Action.UPDATE, size=5)
+    assert route("POST", "/api/ota/update?x=1", LENGTH) == Decision(Action.UPDATE, size=5)
+    assert route("POST", "/api/ota/commit") == Decision(Action.COMMIT)
+    assert route("POST", "/api/ota/rollback") == Decision(Action.ROLLBACK)
+    assert route("GET", "/api/ota/status") == Decision(Action.STATUS)
+    assert route("HEAD", "/api/ota/status") == Decision(Action.STATUS)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/", "/api", "/api/ot", "/api/otaupdate", "/api/ota/", "/api/ota/update/", "/api/ota//update", "/API/OTA",
+        "/api/ota/%75pdate", "/x/../api/ota/update", "//api/ota/update", "*", "api/ota/update", "",
+    ],
+)  # fmt: skip
+def test_everything_else_is_404(path: str) -> None:
+    assert route("POST", path, LENGTH) == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "/api/ota/update", "POST"),
+        ("PUT", "/api/ota/update", "POST"),
+        ("GET", "/api/ota", "POST"),
+        ("post", "/api/ota/update", "POST"),
+        ("GET", "/api/ota/commit", "POST"),
+        ("HEAD", "/api/ota/rollback", "POST"),
+        ("OPTIONS", "/api/ota/rollback", "POST"),
+        ("POST", "/api/ota/status", "GET, HEAD"),
+        ("DELETE", "/api/ota/status", "GET, HEAD"),
+        ("CONNECT", "/api/ota/status", "GET, HEAD"),
+    ],
+)
+def test_a_wrong_method_is_405_with_the_right_one(method: str, path: str, allow: str) -> None:
+    refusal = Edge().route(head(method, path))
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.headers) == (405, (("Allow", allow),))
+
+
+def test_get_commits_only_where_that_was_asked_for() -> None:
+    legacy = Edge(legacy_get=True)
+    assert route("GET", "/api/ota/commit", edge=legacy) == Decision(Action.COMMIT)
+    assert route("GET", "/api/ota/rollback", edge=legacy) == Decision(Action.ROLLBACK)
+    assert route("POST", "/api/ota/commit", edge=legacy) == Decision(Action.COMMIT)
+    assert route("HEAD", "/api/ota/commit", edge=legacy) == 405
+    assert route("GET", "/api/ota/update", edge=legacy) == 405
+    assert route("GET", "/api/ota/commit", ("referer", "http://evil/"), edge=legacy) == 403
+    assert route("GET", "/api/ota/commit", ("referer", "http://evil/")) == 405
+    assert route("GET", "/api/ota/status", ("referer", "http://localhost/"), edge=legacy) == Decision(Action.STATUS)
+
+
+def test_the_length_of_an_update() -> None:
+    assert route("POST", "/api/ota/update") == 411
+    assert route("POST", "/api/ota/update", ("transfer-encoding", "chunked")) == 411
+    assert route("POST", "/api/ota/update", ("content-length", "0")) == 400
+    assert route("POST", "/api/ota/update", ("content-length", "x")) == 400
+    assert route("POST", "/api/ota/update", ("content-length", "\u0665")) == 400
+
+
+def test_larger_than_the_slot_is_413() -> None:
+    assert too_large(Decision(Action.UPDATE, size=5), 5) is None
+    refusal = too_large(Decision(Action.UPDATE, size=6), 5)
+    assert refusal
+    assert refusal.status == 413
+
+
+def test_a_commit_may_be_bound_to_an_image() -> None:
+    assert route("POST", "/api/ota/commit", ("x-mgota-image", SHA.upper())) == Decision(Action.COMMIT, image=SHA)
+    for wrong in ("", SHA[:-1], SHA + "a", "g" * 64):
+        assert route("POST", "/api/ota/rollback", ("x-mgota-image", wrong)) == 400
+    assert route("POST", "/api/ota/commit", ("x-mgota-image", SHA), ("x-mgota-image", SHA)) == 400
+
+
+def test_the_rule_for_browsers_comes_before_the_route() -> None:
+    origin = ("origin", "http://localhost")
+    assert route("POST", "/nowhere", origin) == 403
+    assert route("DELETE", "/api/ota/status", origin) == 403
+    assert route("GET", "/nowhere", origin) == 404
+    assert route("POST", "/api/ota/commit", origin, ("x-mgota", "1")) == Decision(Action.COMMIT)
+
+
+def test_the_host_rule_is_for_every_route_and_the_page_rule_for_ours() -> None:
+    beside = Edge(has_app=True)
+    evil = Head("GET", "/index.html", (("host", "evil.example"),))
+    refusal = beside.admit(evil, HERE)
+    assert refusal
+    assert refusal.status == 421
+    page = ("origin", "http://evil.example")
+    assert beside.admit(head("POST", "/index.html", page), HERE) is None
+    assert beside.route(head("POST", "/index.html", page)) == Decision(Action.APP)
+    assert isinstance(beside.admit(head("POST", "/api/ota/x", page), HERE), Refusal)
+    assert isinstance(beside.admit(head("POST", "/api/ota", page), HERE), Refusal)
+    assert isinstance(Edge().admit(head("POST", "/index.html", page), HERE), Refusal)
+    assert route("CONNECT", "gw:80", edge=beside) == 501
+    assert Edge(allow_hosts=["evil.example"]).admit(evil, HERE) is None
+
+
+def test_another_prefix() -> None:
+    edge = Edge(prefix="/x")
+    assert route("POST", "/x/update", LENGTH, edge=edge) == Decision(Action.UPDATE, size=5)
+    assert route("POST", "/api/ota/update", LENGTH, edge=edge) == 404
+
+
+@pytest.mark.parametrize("prefix", ["", "api", "/", "/api/", "/a?b", "/a b", "/a\n", "/a#b"])
+def test_a_prefix_that_no_request_could_have(prefix: str) -> None:
+    with pytest.raises(ConfigError):
+        Edge(prefix=prefix)
+
+
+NAMES = st.sampled_from(
+    [
+        "host",
+        "origin",
+        "referer",
+        "sec-fetch-site",
+        "authorization",
+        "x-mgota",
+        "content-length",
+        "transfer-encoding",
+        "x-mgota-image",
+    ]
+)
+VALUES = st.one_of(
+    st.text(max_size=20), st.sampled_from(["localhost", "null", "http://localhost", "1", "0", "chunked", SHA])
+)
+
+
+@given(
+    st.sampled_from(["GET", "POST", "PUT", "HEAD", "X"]),
+    st.one_of(
+        st.text(max_size=30), st.sampled_from(["/api/ota", "/api/ota/update", "/api/ota/commit", "http://a/api/ota"])
+    ),
+    st.lists(st.tuples(NAMES, VALUES), max_size=8),
+    st.booleans(),
+)
+def test_any_head_is_a_decision_or_a_refusal(
+    method: str, target: str, fields: list[tuple[str, str]], legacy: bool
+) -> None:
+    edge = Edge(legacy_get=legacy)
+    request = Head(method, target, tuple(fields))
+    refusal = edge.admit(request, HERE)
+    assert refusal is None or refusal.status in {400, 403, 421}
+    decision = edge.route(request)
+    if isinstance(decision, Refusal):
+        assert decision.status in {400, 403, 404, 405, 411}
+    elif decision.action is Action.UPDATE:
+        assert method == "POST"
+        assert decision.size > 0
