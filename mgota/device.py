@@ -200,9 +200,7 @@ class Device:
                 case Store(record):
                     with anyio.CancelScope(shield=True):
                         await self.state.store(record)
-                    log.info(
-                        "record %d: %s%s", record.revision, record.state, f" ({record.reason})" if record.reason else ""
-                    )
+                    log.debug("record %d stored: %s", record.revision, record.state)
                 case Select(slot):
                     await self.flash.select(slot)
                 case Arm():

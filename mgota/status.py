@@ -64,6 +64,7 @@ class Live:
         held: an update, commit, rollback or boot decision is under way.
         update: bytes received and declared of the update under way.
         trial_until: end of the trial's window on `time.monotonic`, which all processes of a machine share.
+        decided: whoever started this program made the boot decision already.
         resetting: a reset was asked for and has not happened yet.
         ended: outcome and reason that are kept in memory only, and the revision of the record they belong to.
     """
@@ -71,6 +72,7 @@ class Live:
     held: bool = False
     update: tuple[int, int] | None = None
     trial_until: float | None = None
+    decided: bool = False
     resetting: bool = False
     ended: tuple[Outcome, str, int] | None = None
 

@@ -42,7 +42,8 @@ LOCK_WAIT = 5.0
 async def boot_check(device: Device, *, reason: str | None = None) -> Verdict:
     """Decide what this boot does, and do it.
 
-    Call it once, early, before the application starts.
+    Call it once, early, before the application starts. Under `mgota run` the launcher has done so; then the answer is
+    its own, and nothing is done twice.
 
     Args:
         device: the device that boots.
@@ -56,6 +57,8 @@ async def boot_check(device: Device, *, reason: str | None = None) -> Verdict:
         UpdateRunningError: another process holds the device.
         FlashError: the slots could not be recovered, or the record not be stored: the image on trial must not run.
     """
+    if device.live.decided:
+        return Verdict.RUN if device.live.trial_until is None else Verdict.TRIAL
     async with device.exclusive(wait=LOCK_WAIT):
         await device.flash.recover()
         running = await device.flash.running_slot()

@@ -1,7 +1,8 @@
 """Draws the boot table of `mgota.core.boot` into DESIGN.md.
 
-    python tools/boot_diagram.py            rewrite the block between the markers
-    python tools/boot_diagram.py --check    exit 1 if DESIGN.md is stale
+Use:
+python tools/boot_diagram.py            rewrite the block between the markers
+python tools/boot_diagram.py --check    exit 1 if DESIGN.md is stale
 """
 
 import sys

@@ -15,6 +15,7 @@ import click
 from mgota.core.image import Trailer, Verifier
 from mgota.core.keys import PublicKey, load_public_key
 from mgota.errors import ConfigError
+from mgota.transports.http.push import Remote
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,6 +64,20 @@ def place_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def check_place(slots: Path | None, target: str | None, flash: Path | None, state: Path | None) -> None:
+    """Whether the options name one device.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if (slots is None) == (target is None):
+        raise click.UsageError("which device? give either --slots DIR or --target stm32h5 --flash FILE --state FILE")
+    if target and not (flash and state):
+        raise click.UsageError("--target needs --flash FILE and --state FILE")
+    if slots and (flash or state):
+        raise click.UsageError("--flash and --state belong to --target")
 
 
 def client_options(command: F) -> F:
@@ -168,6 +183,39 @@ def read_verifier(keys: tuple[Path, ...], trailer: str) -> Verifier | None:
     if not keys:
         return None
     return Verifier(keys=[read_public_key(path) for path in keys], trailer=Trailer(trailer))
+
+
+def remote_at(
+    url: str,
+    *,
+    token_file: Path | None,
+    user_file: Path | None,
+    cacert: Path | None,
+    cert: Path | None,
+    key_file: Path | None,
+    timeout: float,
+    token: str | None = None,
+) -> Remote:
+    """A device in the network, from the options of `client_options`.
+
+    Args:
+        url: of the device.
+        token_file: its first line is a bearer token.
+        user_file: its first line is user:password.
+        cacert: whom to trust.
+        cert: what to show.
+        key_file: its key.
+        timeout: seconds in which something has to move.
+        token: a token that was found elsewhere, and comes first.
+
+    Raises:
+        ConfigError: a file cannot be read or used, or the URL is none.
+    """
+    if token is None and token_file is not None:
+        token = lines_of(token_file, "token file")[0]
+    user = read_user(lines_of(user_file, "user file")[0], user_file) if user_file else None
+    context = client_context(cacert, cert, key_file)
+    return Remote(url, token=token, user=user, ssl_context=context, timeout=timeout)
 
 
 def client_context(cacert: Path | None, cert: Path | None, key_file: Path | None) -> ssl.SSLContext | None:

@@ -18,6 +18,7 @@ import click
 from mgota.cli.commands import log_to_stderr
 from mgota.cli.options import (
     FILE,
+    check_place,
     lines_of,
     place_options,
     read_user,
@@ -64,7 +65,7 @@ def serve(
     allow_host: tuple[str, ...],
     insecure: bool,
 ) -> None:
-    r"""Be a virtual device: two slots as files, or a chip.
+    """Be a virtual device: two slots as files, or a chip.
 
     A reset boots it again inside this process; window and rollback are real; killing the process is a power cut.
     The first line on stdout is `listening on http://HOST:PORT`.
@@ -72,7 +73,7 @@ def serve(
     \b
     mgota serve --slots DIR
     mgota serve --target stm32h5 --flash chip.bin --state chip.state --key public.pem
-    """
+    """  # noqa: D301  \b keeps click from joining the lines
     log_to_stderr(logging.INFO)
     check_place(slots, target, flash, state)
     if window <= 0:
@@ -87,7 +88,12 @@ def serve(
             raise ConfigError(
                 f"{address} is reached from elsewhere: give --token-file, --user-file or --client-ca, or say --insecure"
             )
-        options: dict[str, Any] = {"auth": auth, "ssl_context": context, "insecure": insecure, "allow_hosts": allow_host}
+        options: dict[str, Any] = {
+            "auth": auth,
+            "ssl_context": context,
+            "insecure": insecure,
+            "allow_hosts": allow_host,
+        }
         serving = partial(serve_http, listeners=[listener], **options)
         make = partial(_make, slots, flash, state, verifier=verifier, window=window)
         anyio.run(_run, make, serving, _url(listener, secure=context is not None))
@@ -97,20 +103,6 @@ def _make(slots: Path | None, flash: Path | None, state: Path | None, **options:
     if flash and state:
         return stm32h5(flash, state, **options)
     return two_slots(slots or Path(), **options)
-
-
-def check_place(slots: Path | None, target: str | None, flash: Path | None, state: Path | None) -> None:
-    """Whether the options name one device.
-
-    Raises:
-        UsageError: they do not.
-    """
-    if (slots is None) == (target is None):
-        raise click.UsageError("which device? give either --slots DIR or --target stm32h5 --flash FILE --state FILE")
-    if target and not (flash and state):
-        raise click.UsageError("--target needs --flash FILE and --state FILE")
-    if slots and (flash or state):
-        raise click.UsageError("--flash and --state belong to --target")
 
 
 async def _run(make: Callable[[], VirtualDevice], serving: Serving, url: str) -> None:

@@ -74,7 +74,12 @@ def stm32h5(flash: Path, state: Path, **options: Any) -> VirtualDevice:
     """
     reset = VirtualReset()
     chip = stm32h5_chip(flash, reset=reset)
-    parts: dict[str, Any] = {"flash": chip.backend, "state": FileState(state), "watchdog": chip.watchdog, "lock": chip.lock}
+    parts: dict[str, Any] = {
+        "flash": chip.backend,
+        "state": FileState(state),
+        "watchdog": chip.watchdog,
+        "lock": chip.lock,
+    }
     device = Device(reset=reset, **parts, **options)
     return VirtualDevice(device=device, latch=chip.boot, reset=reset, watchdog=chip.watchdog)
 

@@ -49,7 +49,7 @@ class Limits:
     total: float | None = None
     linger: float = 5.0
     acknowledge: float = 2.0
-    closing: float = 1.0
+    closing: float = 2.0
     drain: int = 64 * 1024 * 1024
     buffer: int = 1024 * 1024
     connections: int = 64

@@ -109,6 +109,7 @@ def device_from_environment(environ: Mapping[str, str], **options: Any) -> Devic
     if running and (notifier := Notifier.from_environment(environ)):
         found |= {"watchdog": NotifyWatchdog(notifier), "reset": NotifyReset(notifier)}
     device = file_device(directory, running=running, **{**found, **options})
+    device.live.decided = running is not None
     if environ.get(TRIAL_UNTIL):
         device.live.trial_until = _seconds(environ, TRIAL_UNTIL)
     return device

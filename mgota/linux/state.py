@@ -8,7 +8,6 @@ Rules:
 """
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from anyio import to_thread
@@ -69,7 +68,7 @@ class FileState:
             return
         self._doubtful = data
         os.fsync(descriptor)
-        sync_directory(self._real_directory())
+        sync_directory(Path(os.path.realpath(self.path)).parent)
         self._doubtful, self._durable = None, True
 
     def _store(self, record: BootRecord) -> None:
@@ -80,8 +79,3 @@ class FileState:
             self._doubtful = data  # a file that holds the old record still holds it, and is not in doubt
             raise StateError(f"cannot store the boot record {self.path}: {exc.strerror}") from exc
         self._doubtful, self._durable = None, True
-
-    def _real_directory(self) -> Path:
-        with suppress(OSError):
-            return self.path.resolve(strict=True).parent
-        return self.path.absolute().parent

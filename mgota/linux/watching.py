@@ -20,7 +20,7 @@ _LOOK = 1.0  # seconds, at most, between two looks at whether a program has begu
 
 
 async def first(*waiters: Waiter) -> Event:
-    """What happens first."""
+    """What happens first. A reset that was asked for in the same moment comes before anything else: it was a wish."""
     happened: list[Event] = []
     async with anyio.create_task_group() as tg:
 
@@ -30,7 +30,7 @@ async def first(*waiters: Waiter) -> Event:
 
         for wait in waiters:
             tg.start_soon(race, wait)
-    return happened[0]
+    return Event.RESET if Event.RESET in happened else happened[0]
 
 
 async def exited(child: Child) -> Event:

@@ -1,6 +1,7 @@
 """A device of nothing but memory, for tests of what stands in front of it."""
 
 import hashlib
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ class FakeFlash:
         self.on_write: Callable[[], Awaitable[None]] | None = None
         self.keep = True
         self.broken = False
+        self.blocking = False
 
     async def running_slot(self) -> Slot:
         return self.running
@@ -43,7 +45,7 @@ class FakeFlash:
             raise EraseError("sector 3 does not erase")
         self.opened += 1
         self.slots[slot] = bytearray()
-        return FakeWriter(self, self.slots[slot])
+        return (BlockingFakeWriter if self.blocking else FakeWriter)(self, self.slots[slot])
 
     async def extent(self, slot: Slot) -> int:
         return len(self.slots[slot])
@@ -77,6 +79,16 @@ class FakeWriter:
         self.flash.aborted += 1
 
 
+class BlockingFakeWriter(FakeWriter):
+    """Of a medium that blocks: written to in a thread."""
+
+    def write_blocking(self, chunk: ReadableBuffer) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        self.flash.chunks.append(len(chunk))
+        if self.flash.keep:
+            self.cells += chunk
+
+
 class FakeState:
     def __init__(self, record: BootRecord | None = None) -> None:
         self.record = record
@@ -104,8 +116,11 @@ class FakeReset:
 class FakeDevice:
     """A device with handles on its parts."""
 
-    def __init__(self, *, room: int = 1 << 16, old: bytes = b"the old firmware", **options: Any) -> None:
+    def __init__(
+        self, *, room: int = 1 << 16, old: bytes = b"the old firmware", blocking: bool = False, **options: Any
+    ) -> None:
         self.flash = FakeFlash(room)
+        self.flash.blocking = blocking
         self.flash.slots[Slot.A] += old
         self.old = old
         self.state = FakeState()

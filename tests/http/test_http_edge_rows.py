@@ -8,7 +8,7 @@ from base64 import b64encode
 import anyio
 import pytest
 from fake_device import FakeDevice
-from raw_client import Client, ask, request
+from raw_client import Client, Reply, ask, request
 
 from mgota import boot_check
 from mgota.core.geometry import Slot
@@ -198,8 +198,9 @@ async def test_limits_header_deadline() -> None:
             assert await silent.closed()
 
 
-async def test_limits_idle_timeout() -> None:
-    fake = FakeDevice()
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_limits_idle_timeout(blocking: bool) -> None:
+    fake = FakeDevice(blocking=blocking)
     async with serve(fake.device, limits=QUICK) as server:
         reply = await ask(server.port, request("POST", UPDATE, None, "Content-Length: 100") + b"x" * 50)
         assert reply.status == 408
@@ -209,8 +210,9 @@ async def test_limits_idle_timeout() -> None:
     assert fake.staged == b"image"
 
 
-async def test_limits_minimum_rate_ends_one_byte_a_time() -> None:
-    fake = FakeDevice()
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_limits_minimum_rate_ends_one_byte_a_time(blocking: bool) -> None:
+    fake = FakeDevice(blocking=blocking)
     limits = Limits(idle=5, minimum_rate=1000, grace=0.5, linger=1)
     async with serve(fake.device, limits=limits) as server, await Client.open(server.port) as client:
         await client.send(request("POST", UPDATE, None, "Content-Length: 1000"))
@@ -306,8 +308,8 @@ async def test_no_authentication_configured_means_loopback_only(host: str) -> No
 
 
 async def test_no_authentication_elsewhere_is_possible_when_said() -> None:
-    for options in ({"insecure": True}, {"auth": AUTH}):
-        async with serve(FakeDevice().device, host="0.0.0.0", **options) as server:  # type: ignore[arg-type]
+    for auth in (None, AUTH):
+        async with serve(FakeDevice().device, host="0.0.0.0", auth=auth, insecure=auth is None) as server:
             assert (await ask(server.port, request("GET", "/api/ota/status", None, TOKEN))).status == 200
 
 
@@ -316,7 +318,10 @@ async def test_no_authentication_elsewhere_is_possible_when_said() -> None:
 
 async def test_host_must_be_in_the_allow_list_or_dns_rebinding(caplog: pytest.LogCaptureFixture) -> None:
     async with serve(FakeDevice().device, allow_hosts=["gw.example:1"]) as server:
-        get = lambda host: ask(server.port, request("GET", "/api/ota/status", host=host))
+
+        async def get(host: str) -> Reply:
+            return await ask(server.port, request("GET", "/api/ota/status", host=host))
+
         reply = await get("evil.example:8080")
         assert reply.status == 421
         assert b"--allow-host evil.example" in reply.body
@@ -512,9 +517,10 @@ async def test_the_lock_is_free_before_the_client_has_read_the_refusal() -> None
 # "The owner's disconnect aborts and releases: test at every byte offset of a small image."
 
 
+@pytest.mark.parametrize("blocking", [False, True])
 @pytest.mark.parametrize("how", ["close", "abort"])
-async def test_the_owners_disconnect_aborts_and_releases_at_every_byte_offset(how: str) -> None:
-    fake = FakeDevice()
+async def test_the_owners_disconnect_aborts_and_releases_at_every_byte_offset(how: str, blocking: bool) -> None:
+    fake = FakeDevice(blocking=blocking)
     image = bytes(range(64))
     whole = update(body=image)
     async with serve(fake.device, limits=Limits(linger=0.5)) as server:

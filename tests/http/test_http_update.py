@@ -106,15 +106,23 @@ async def test_a_reset_that_never_returns_does_not_hold_the_server() -> None:
     assert time.monotonic() - begun < 25
 
 
-async def test_a_cancelled_server_lets_go_of_everything() -> None:
-    fake = FakeDevice()
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_a_cancelled_server_lets_go_of_everything(blocking: bool) -> None:
+    fake = FakeDevice(room=1 << 40, blocking=blocking)
+    fake.flash.keep = False
     with anyio.CancelScope() as scope:
         async with serve(fake.device) as server, await Client.open(server.port) as client:
-            await client.send(request("POST", UPDATE, None, "Content-Length: 100") + b"x")
-            while not fake.flash.opened:
-                await anyio.sleep(0.001)
-            scope.cancel()
-            await anyio.sleep_forever()
+
+            async def flood() -> None:
+                while True:
+                    await client.send(bytes(1 << 16))
+
+            await client.send(request("POST", UPDATE, None, f"Content-Length: {1 << 40}"))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(flood)
+                while len(fake.flash.chunks) < 3:
+                    await anyio.sleep(0.001)
+                scope.cancel()
     assert fake.flash.aborted == 1
     assert not fake.device.live.held
 
@@ -125,9 +133,10 @@ async def test_an_error_inside_the_block_comes_out_as_it_is() -> None:
             raise KeyError("mine")
 
 
+@pytest.mark.parametrize("blocking", [False, True])
 @pytest.mark.parametrize("piece", [1, 7, 100, 5000])
-async def test_any_chunking_stores_the_same_bytes(piece: int) -> None:
-    fake = FakeDevice()
+async def test_any_chunking_stores_the_same_bytes(piece: int, blocking: bool) -> None:
+    fake = FakeDevice(blocking=blocking)
     image = IMAGE[:1000]
     async with serve(fake.device, limits=Limits(buffer=64)) as server, await Client.open(server.port) as client:
         whole = request("POST", UPDATE, image)
@@ -139,8 +148,9 @@ async def test_any_chunking_stores_the_same_bytes(piece: int) -> None:
     assert max(fake.flash.chunks) <= 64
 
 
-async def test_a_truncated_image_is_400_for_a_client_that_only_closed_one_half() -> None:
-    fake = FakeDevice()
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_a_truncated_image_is_400_for_a_client_that_only_closed_one_half(blocking: bool) -> None:
+    fake = FakeDevice(blocking=blocking)
     async with serve(fake.device) as server, await Client.open(server.port) as client:
         await client.send(request("POST", UPDATE, None, "Content-Length: 100") + b"x" * 99)
         client.writer.write_eof()
@@ -149,8 +159,9 @@ async def test_a_truncated_image_is_400_for_a_client_that_only_closed_one_half()
         assert (await status(server.port))["outcome"] == "interrupted"
 
 
-async def test_a_trickle_is_stored_before_the_buffer_is_full() -> None:
-    fake = FakeDevice()
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_a_trickle_is_stored_before_the_buffer_is_full(blocking: bool) -> None:
+    fake = FakeDevice(blocking=blocking)
     async with serve(fake.device) as server, await Client.open(server.port) as client:
         await client.send(request("POST", UPDATE, None, "Content-Length: 5000") + b"x" * 10)
         while not fake.flash.chunks:
@@ -159,7 +170,7 @@ async def test_a_trickle_is_stored_before_the_buffer_is_full() -> None:
         update = (await status(server.port))["update"]
         assert isinstance(update, dict)
         assert 10 < update["received"] < 5000
-    assert not fake.flash.selected is Slot.B
+    assert fake.flash.selected is not Slot.B
 
 
 async def test_what_flash_did_not_keep_is_500() -> None:
@@ -271,12 +282,14 @@ async def test_commit_replies_first_and_acts_when_the_connection_has_closed() ->
         assert (reply.status, reply.body, reply.get("connection")) == (200, b"ok\n", "close")
         assert await client.closed()
         await anyio.sleep(0.05)
-        assert fake.state.record
-        assert fake.state.record.state is State.FAILED
+        before = fake.state.record
+        assert before
+        assert before.state is State.FAILED
         await client.close()
-        while fake.state.record.state is not State.CONFIRMED:
+        while (after := fake.state.record) is before:
             await anyio.sleep(0.001)
-        assert fake.state.record.outcome is Outcome.COMMITTED
+        assert after
+        assert (after.state, after.outcome) == (State.CONFIRMED, Outcome.COMMITTED)
 
 
 async def test_commit_with_nothing_on_trial_answers_200_and_changes_nothing() -> None:
@@ -296,7 +309,7 @@ async def test_rollback_replies_first_and_then_selects_and_resets() -> None:
         await client.send(request("POST", "/api/ota/rollback", b"", f"X-MGOTA-Image: {digest(fake.old)}"))
         assert (await client.reply()).status == 200
         assert await client.closed()
-        assert fake.flash.selected is Slot.A
+        assert fake.untouched()
         await client.close()
         await fake.reset.happened.wait()
     assert fake.flash.selected is Slot.B
@@ -400,13 +413,15 @@ async def test_a_client_that_takes_no_response_is_let_go() -> None:
     async def app(_: object) -> Response:
         return big
 
-    async with serve(FakeDevice().device, app=app, limits=Limits(idle=0.2)) as server:
-        async with await Client.open(server.port) as client:
-            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
-            await client.send(request("GET", "/"))
-            while server._clients:
-                await anyio.sleep(0.01)
-            client.abort()
+    limits = Limits(idle=0.2)
+    async with serve(FakeDevice().device, app=app, limits=limits) as server, await Client.open(server.port) as client:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await client.send(request("GET", "/"))
+        while not server._clients:
+            await anyio.sleep(0.01)
+        while server._clients:
+            await anyio.sleep(0.01)
+        client.abort()
 
 
 async def test_logging_is_one_line_an_event(caplog: pytest.LogCaptureFixture) -> None:

@@ -39,7 +39,7 @@ async def test_a_launched_program_finds_its_device(environ: dict[str, str], tmp_
 
 @pytest.mark.asyncio
 async def test_options_replace_what_was_found(environ: dict[str, str]) -> None:
-    verifier = Verifier([PrivateKey.generate().public])
+    verifier = Verifier(keys=[PrivateKey.generate().public])
     device = device_from_environment(environ, window=3.0, reset=None, verifier=verifier)
     assert (device.window, device.reset, device.verifier) == (3.0, None, verifier)
     assert device.live.trial_until is None

@@ -550,7 +550,10 @@ async def test_killed_at_random_points_nothing_is_lost(tmp_path: Path) -> None:
     fresh(directory)
     for round_ in range(12):
         process = subprocess.Popen(
-            [sys.executable, "-c", VICTIM, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", VICTIM, str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")},
         )
         assert process.stdin
         assert process.stdout

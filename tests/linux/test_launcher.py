@@ -13,14 +13,17 @@ import anyio
 import pytest
 from launcher_bench import COMMITS, CRASHES, EXITS, HEAD, RUNS, Bench, is_alive, stop, until
 
-from mgota.core.boot import OPERATOR, commit_steps
+from mgota import trial as trial_module
+from mgota.core.boot import OPERATOR, Verdict, commit_steps
 from mgota.core.geometry import Slot
 from mgota.core.record import BootRecord, Outcome, State
-from mgota.errors import ConfigError, OtaError, RollbackRefusedError, UpdateRunningError
+from mgota.errors import ConfigError, OtaError, RollbackRefusedError, SelectError, UpdateRunningError
+from mgota.linux import launcher as launcher_module
 from mgota.linux.child import Child, describe
-from mgota.linux.environment import device_at, launcher_info
+from mgota.linux.environment import LauncherInfo, device_at, launcher_info
 from mgota.linux.launcher import launch
 from mgota.linux.supervise import COURSES, Event, Pulse, next_pause, on_trial, pause_after
+from mgota.linux.watching import first
 from mgota.trial import commit, rollback
 
 HANGS = HEAD + 'send("WATCHDOG=1")\ntime.sleep(1000)\n'
@@ -32,8 +35,10 @@ SLEEPER = "import sys, time\nprint('up', flush=True)\ntime.sleep(1000)\n"
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "MGOTA_DIR", "MGOTA_SLOT", "MGOTA_DEVICE"):
-        monkeypatch.delenv(name, raising=False)
+    for name in list(os.environ):
+        # Nor may the programs be measured: those that are killed leave half a file of measurements.
+        if name.startswith(("NOTIFY_", "WATCHDOG_", "MGOTA_D", "MGOTA_S", "COVERAGE_")):
+            monkeypatch.delenv(name)
     made = Bench(tmp_path / "device")
     yield made
     made.close()
@@ -377,18 +382,93 @@ async def test_no_command_and_wrong_options_are_clear_errors(bench: Bench) -> No
 
 
 @pytest.mark.asyncio
-async def test_a_later_boot_decision_that_fails_is_tried_again(bench: Bench) -> None:
-    bench.install(ASKS)
+async def test_a_later_boot_decision_that_fails_is_tried_again(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.install(RUNS)
     async with bench.launched():
         await until(bench.pids)
-        with suppress(FileNotFoundError):
-            (bench.directory / "current").unlink()
+        reset = device_at(bench.directory).reset
+        assert reset
+        (bench.directory / "current").unlink()
         (bench.directory / "current").symlink_to("c")
-        await until(lambda: not is_alive(bench.pids()[0]))
-        await anyio.sleep(0.1)
+        await reset.reset()
+        await until(lambda: "has to be a link to a or b" in caplog.text)
+        assert not is_alive(bench.pids()[0])
         (bench.directory / "current").unlink()
         (bench.directory / "current").symlink_to("a")
         await until(lambda: len(bench.pids()) == 2)
+
+
+@pytest.mark.asyncio
+async def test_a_selection_that_never_settles_ends_the_launcher(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def reset(*_: object, **__: object) -> Verdict:
+        return Verdict.RESET
+
+    monkeypatch.setattr(launcher_module, "boot_check", reset)
+    bench.install(RUNS)
+    with pytest.raises(SelectError, match="for good"):
+        await launch(bench.directory, ["true"])
+
+
+@pytest.mark.asyncio
+async def test_a_boot_decision_waits_for_who_holds_the_device(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trial_module, "LOCK_WAIT", 0.1)
+    bench.install(RUNS)
+    async with bench.device().exclusive(), anyio.create_task_group() as tg:
+        tg.start_soon(launch, bench.directory, [sys.executable, "-I", "{slot}"])
+        await until(lambda: "waiting: another update or boot decision is under way" in caplog.text)
+        await anyio.sleep(0.5)
+        assert caplog.text.count("waiting:") == 1
+        assert bench.pids() == []
+        tg.cancel_scope.cancel()
+    async with bench.launched():
+        await until(bench.pids)
+
+
+@pytest.mark.asyncio
+async def test_a_program_runs_even_if_nobody_can_be_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: LauncherInfo) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LauncherInfo, "encode", full)
+    bench.install(RUNS)
+    async with bench.launched():
+        await until(bench.pids)
+        assert launcher_info(bench.directory) is None
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_the_launcher_with_0(bench: Bench, number: signal.Signals) -> None:
+    bench.install(RUNS)
+    async with anyio.create_task_group() as tg:
+        statuses: list[int] = []
+
+        async def run() -> None:
+            statuses.append(await launch(bench.directory, [sys.executable, "-I", "{slot}"]))
+
+        tg.start_soon(run)
+        await until(bench.pids)
+        os.kill(os.getpid(), number)
+    assert statuses == [0]
+    assert not is_alive(bench.pids()[0])
+
+
+@pytest.mark.asyncio
+async def test_a_wish_comes_before_the_end_that_it_explains() -> None:
+    async def end() -> Event:
+        return Event.EXITED
+
+    async def wish() -> Event:
+        return Event.RESET
+
+    async def never() -> Event:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    assert await first(end, wish) is Event.RESET
+    assert await first(end, never) is Event.EXITED
 
 
 @pytest.mark.asyncio

@@ -7,6 +7,7 @@ Rules:
 """
 
 import json
+import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator
@@ -123,7 +124,7 @@ class Answer:
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError) as exc:
-            raise TransferError("what answers there is no mgota device: its status is no JSON") from exc
+            raise TransferError("what answers there is no mgota device: it does not speak JSON") from exc
 
     def check(self) -> None:
         """Nothing if the device said 200.
@@ -328,7 +329,9 @@ def _why(exc: BaseException) -> str:
             return f"TLS failed ({(exc.reason or 'closed').replace('_', ' ').lower()})"
         case socket.gaierror():
             return "there is no such host"
+        case OSError(errno=int(number)):
+            return os.strerror(number).lower()  # asyncio puts its own words into strerror
         case OSError():
-            return (exc.strerror or str(exc)).lower()
+            return str(exc).lower()
         case _:
             return "it closed the connection"

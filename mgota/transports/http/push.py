@@ -139,9 +139,23 @@ class Remote:
         Raises:
             OtaError: it did not tell; see `push`.
         """
-        found: object = (await self._ask("GET", "/status")).json()
-        if not isinstance(found, dict) or "state" not in found:
+        found = await self.get(self._place.prefix + "/status")
+        if "state" not in found:
             raise TransferError("what answers there is no mgota device: its status has no state")
+        return found
+
+    async def get(self, target: str) -> dict[str, Any]:
+        """A JSON object that the device's application serves beside the OTA routes.
+
+        Args:
+            target: path and query.
+
+        Raises:
+            OtaError: there is none; see `push`.
+        """
+        found: object = (await self._ask("GET", target)).json()
+        if not isinstance(found, dict):
+            raise TransferError(f"{target} is no JSON object")
         return cast(dict[str, Any], found)
 
     async def commit(self, *, sha256: str | None = None) -> None:
@@ -153,7 +167,7 @@ class Remote:
         Raises:
             OtaError: it refused; see `push`.
         """
-        await self._ask("POST", "/commit", sha256)
+        await self._ask("POST", self._place.prefix + "/commit", sha256)
 
     async def rollback(self, *, sha256: str | None = None) -> None:
         """Ask the device to return to the previous image. It does so when the connection has closed.
@@ -164,13 +178,13 @@ class Remote:
         Raises:
             OtaError: it refused; see `push`.
         """
-        await self._ask("POST", "/rollback", sha256)
+        await self._ask("POST", self._place.prefix + "/rollback", sha256)
 
-    async def _ask(self, method: str, route: str, sha256: str | None = None) -> Answer:
+    async def _ask(self, method: str, target: str, sha256: str | None = None) -> Answer:
         bound = [(b"X-MGOTA-Image", sha256.encode())] if sha256 else []
         async with connected(self._place, self._context, self._timeout) as stream:
             client = Client(stream, self._timeout)
-            await client.begin(self._request(method, self._place.prefix + route, *bound))
+            await client.begin(self._request(method, target, *bound))
             answer = await client.end(self._timeout)
         answer.check()
         return answer

@@ -1,0 +1,159 @@
+"""`mgota status`, `commit`, `rollback`: of a device in the network, or of one in a directory of this machine.
+
+A commit or rollback over the network is bound to the image that was seen to run, so that it never hits another one.
+"""
+
+import json
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import click
+
+from mgota import trial
+from mgota.cli.options import FOLDER, as_json, client_options, remote_at
+from mgota.errors import ConfigError, TransferError
+from mgota.linux.environment import device_at
+from mgota.transports.http.push import Remote
+
+_EFFECT = 3.0
+"""Seconds to wait for a device to show what it said it would do. It may take longer: it may restart for it."""
+
+Found = dict[str, Any]
+
+
+def _where(command: Callable[..., None]) -> Callable[..., None]:
+    """The argument and options by which all three find their device."""
+    place = click.option("--dir", "directory", type=FOLDER, metavar="DIR", help="A device on this machine.")
+    return click.argument("url", required=False)(place(client_options(as_json(command))))
+
+
+def _check_one(url: str | None, directory: Path | None) -> None:
+    if (url is None) == (directory is None):
+        raise click.UsageError("which device? give either its URL or --dir DIR")
+
+
+@click.command()
+@_where
+def status(*, url: str | None, directory: Path | None, as_json: bool, **client: Any) -> None:
+    """Tell what a device is at: URL, or --dir DIR."""
+    _check_one(url, directory)
+    found = anyio.run(_local_status, directory) if directory else anyio.run(remote_at(url or "", **client).status)
+    click.echo(json.dumps(found) if as_json else describe(found))
+
+
+async def _local_status(directory: Path) -> Found:
+    return (await device_at(directory).status()).as_dict()
+
+
+def describe(found: Found) -> str:
+    """A status for a person.
+
+    Args:
+        found: the JSON object of a status, perhaps another program's.
+    """
+    held, update = found.get("trial"), found.get("update")
+    outcome = str(found.get("outcome") or "none yet").replace("_", " ")
+    lines = [
+        ("state", found.get("state")),
+        ("running", f"slot {found.get('active_slot')}, {_image(found.get('image'))}"),
+        ("staged", _image(found.get("staged"))),
+        ("trial", f"{held['seconds_left']} s left to commit" if held else "none"),
+        ("update", f"{update['received']} of {update['size']} bytes" if update else "none"),
+        ("last update", f"{outcome}: {found['reason']}" if found.get("reason") else outcome),
+    ]
+    return "\n".join(f"{name:12} {value}" for name, value in lines)
+
+
+def _image(image: Found | None) -> str:
+    if not image:
+        return "no image"
+    return f"version {image['version'] or 'unknown'}, {image['size']} bytes, sha256 {image['sha256']}"
+
+
+@click.command()
+@_where
+def commit(*, url: str | None, directory: Path | None, as_json: bool, **client: Any) -> None:
+    """Make the image on trial permanent, on URL or in --dir DIR. Nothing happens if none is on trial."""
+    _check_one(url, directory)
+    if directory:
+        committed = anyio.run(_local_commit, directory)
+        _tell(as_json, "committed" if committed else "nothing is on trial: nothing to commit", committed=committed)
+        return
+    before, after = anyio.run(_act, remote_at(url or "", **client), Remote.commit, _is_settled)
+    if before and _is_settled(before):
+        _tell(as_json, "nothing is on trial: nothing to commit", committed=False, status=after)
+    elif after:
+        _tell(as_json, "committed", committed=True, status=after)
+    else:
+        _tell(as_json, "accepted; the device does not show it yet", committed=None, status=None)
+
+
+def _is_settled(now: Found) -> bool:
+    return now.get("state") == "CONFIRMED" and now.get("trial") is None
+
+
+@click.command()
+@_where
+def rollback(*, url: str | None, directory: Path | None, as_json: bool, **client: Any) -> None:
+    """Return to the previous image, on URL or in --dir DIR: if it is whole and was committed."""
+    _check_one(url, directory)
+    if directory:
+        anyio.run(_local_rollback, directory)
+        _tell(as_json, "the previous image is selected: it runs from the next start on", rolled_back=True)
+        return
+    before, after = anyio.run(_act, remote_at(url or "", **client), Remote.rollback, None)
+    if after and before:
+        _tell(as_json, "rolled back", rolled_back=True, status=after)
+    else:
+        _tell(as_json, "accepted; the device does not show it yet", rolled_back=None, status=None)
+
+
+async def _local_commit(directory: Path) -> bool:
+    return await trial.commit(device_at(directory))
+
+
+async def _local_rollback(directory: Path) -> None:
+    await trial.rollback(device_at(directory))
+
+
+def _tell(as_json: bool, line: str, **facts: Any) -> None:
+    click.echo(json.dumps(facts) if as_json else line)
+
+
+async def _act(
+    remote: Remote, act: Callable[..., Awaitable[None]], done: Callable[[Found], bool] | None
+) -> tuple[Found | None, Found | None]:
+    """Ask for a commit or rollback.
+
+    Returns:
+        The status before, if the device tells one, and that which shows the effect, if it came in time.
+    """
+    try:
+        before: Found | None = await remote.status()
+    except ConfigError:  # a Mongoose device has no such route; if it is the password, the next request says so
+        before = None
+    image = before.get("image") if before else None
+    await act(remote, sha256=image["sha256"] if image else None)
+    if before is None:
+        return None, None
+    with anyio.move_on_after(_EFFECT):
+        return before, await _see(remote, done or partial(_runs_other, before))
+    return before, None
+
+
+def _runs_other(before: Found, now: Found) -> bool:
+    return now.get("active_slot") != before.get("active_slot") and _is_settled(now)
+
+
+async def _see(remote: Remote, done: Callable[[Found], bool]) -> Found:
+    while True:
+        try:
+            now = await remote.status()
+            if done(now):
+                return now
+        except TransferError:
+            pass  # it restarts
+        await anyio.sleep(0.05)

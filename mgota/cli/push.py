@@ -1,0 +1,199 @@
+"""`mgota push`: one image to one device, or to many."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import click
+
+from mgota.cli.options import FILE, as_json, client_options, read_text, remote_at
+from mgota.errors import ConfigError, OtaError, TransferError
+from mgota.transports.http.push import Progress, Remote
+
+log = logging.getLogger("mgota.cli")
+
+
+@click.command()
+@click.argument("image", type=FILE)
+@click.argument("url", required=False)
+@click.option("--devices", type=FILE, metavar="FILE", help="Push to every device in this file; see above.")
+@click.option("--jobs", type=click.IntRange(min=1), default=8, show_default=True, help="How many at a time.")
+@client_options
+@as_json
+def push(*, image: Path, url: str | None, devices: Path | None, jobs: int, as_json: bool, **client: Any) -> None:
+    """Push IMAGE to the device at URL, or to every device in a file.
+
+    URL is http://HOST:PORT, or the full URL of an update endpoint. It ends well when the device has said that the
+    update survives any cut; the trial comes after that.
+
+    The file of --devices has one URL a line, and if that device has a token of its own, the token behind it. Blank
+    lines do not count, nor what stands behind a # at the start of a word:
+
+    \b
+        # gateways, north hall
+        http://10.0.0.11:8000
+        http://10.0.0.12:8000   s3cret-token
+    """  # noqa: D301  \b keeps click from joining the lines
+    if (url is None) == (devices is None):
+        raise click.UsageError("to whom? give either a URL or --devices FILE")
+    if not image.is_file():
+        raise ConfigError(f"there is no image {image}")
+    if devices is None:
+        _push_one(image, url or "", remote_at(url or "", **client), told=as_json)
+        return
+    remotes = [(where, remote_at(where, token=token, **client)) for where, token in read_devices(devices)]
+    results = anyio.run(_push_all, image, remotes, jobs, as_json)
+    if as_json:
+        click.echo(json.dumps([asdict(result) for result in results]))
+    else:
+        _draw_table(results)
+    if failed := sum(not result.ok for result in results):
+        raise TransferError(f"{failed} of {len(results)} devices did not take the image")
+
+
+def read_devices(path: Path) -> list[tuple[str, str | None]]:
+    """URLs, and tokens where a device has its own.
+
+    Raises:
+        ConfigError: the file cannot be read, is empty, names a device twice, or has a line with too many words.
+    """
+    found: dict[str, str | None] = {}
+    for number, line in enumerate(read_text(path, "file of devices").splitlines(), 1):
+        words = line.split()
+        comment = next((at for at, word in enumerate(words) if word.startswith("#")), len(words))
+        match words[:comment]:
+            case []:
+                continue
+            case [url] | [url, _] if url in found:
+                raise ConfigError(f"{path}, line {number}: this device stands there twice")
+            case [url]:
+                found[url] = None
+            case [url, token]:
+                found[url] = token
+            case _:
+                raise ConfigError(f"{path}, line {number}: more than a URL and a token")
+    if not found:
+        raise ConfigError(f"{path} names no device")
+    return list(found.items())
+
+
+def _push_one(image: Path, url: str, remote: Remote, *, told: bool) -> None:
+    began = time.monotonic()
+    draw = _silent if told else _draw_bar if sys.stderr.isatty() else _draw_lines
+    try:
+        size = anyio.run(draw, image.name, remote.push(image))
+    except OtaError as exc:
+        if told:
+            click.echo(json.dumps({"url": url, "ok": False, "error": str(exc)}))
+        raise
+    seconds = time.monotonic() - began
+    if told:
+        click.echo(json.dumps({"url": url, "ok": True, "size": size, "seconds": round(seconds, 3)}))
+    else:
+        rate = size / max(seconds, 1e-3) / 1e6
+        click.echo(f"ok: the device has {size} bytes and tries them next ({seconds:.1f} s, {rate:.1f} MB/s)")
+
+
+async def _silent(_: str, progress: AsyncGenerator[Progress]) -> int:
+    size = 0
+    async with aclosing(progress):
+        async for step in progress:
+            size = step.size
+    return size
+
+
+async def _draw_lines(name: str, progress: AsyncGenerator[Progress]) -> int:
+    """A line for every tenth: where there is no terminal, and nothing can be drawn over."""
+    size = told = 0
+    async with aclosing(progress):
+        async for step in progress:
+            size = step.size
+            if (tenth := step.sent * 10 // size) > told:
+                told = tenth
+                click.echo(f"{name}: {tenth * 10} %", err=True)
+    return size
+
+
+async def _draw_bar(name: str, progress: AsyncGenerator[Progress]) -> int:
+    from rich import progress as bars  # noqa: PLC0415  slow to load, and needed only for drawing
+    from rich.console import Console  # noqa: PLC0415
+
+    size = 0
+    columns = (
+        "[progress.description]{task.description}",
+        bars.BarColumn(),
+        bars.DownloadColumn(),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        async with aclosing(progress):
+            async for step in progress:
+                size = step.size
+                done = "verifying" if step.sent == size else name
+                bar.update(task, total=size, completed=step.sent, description=done)
+    return size
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a push to one of many ended.
+
+    Args:
+        url: of the device.
+        ok: it took the image.
+        seconds: that it took.
+        error: why it did not.
+    """
+
+    url: str
+    ok: bool
+    seconds: float
+    error: str | None = None
+
+
+async def _push_all(image: Path, remotes: list[tuple[str, Remote]], jobs: int, quiet: bool) -> list[Result]:
+    """Push to all, some at a time. One that fails stops none of the others."""
+    results: dict[str, Result] = {}
+    limiter = anyio.CapacityLimiter(jobs)
+
+    async def one(url: str, remote: Remote) -> None:
+        async with limiter:
+            began = time.monotonic()
+            error: str | None = None
+            try:
+                await _silent(url, remote.push(image))
+            except OtaError as exc:
+                error = str(exc)
+            results[url] = Result(url, error is None, round(time.monotonic() - began, 3), error)
+        if not quiet:
+            click.echo(f"[{len(results)}/{len(remotes)}] {url}: {error or 'ok'}", err=True)
+
+    async with anyio.create_task_group() as tasks:
+        for url, remote in remotes:
+            tasks.start_soon(one, url, remote)
+    return [results[url] for url, _ in remotes]
+
+
+def _draw_table(results: list[Result]) -> None:
+    if not sys.stdout.isatty():
+        for result in results:
+            click.echo(f"{result.url}\t{'ok' if result.ok else 'failed'}\t{result.seconds:.1f}\t{result.error or ''}")
+        return
+    from rich.console import Console  # noqa: PLC0415  slow to load, and needed only for drawing
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table("device", "result", "seconds", "why")
+    for result in results:
+        mark = Text("ok", "green") if result.ok else Text("failed", "red")
+        table.add_row(Text(result.url), mark, f"{result.seconds:.1f}", Text(result.error or ""))
+    Console().print(table)
