@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from random import Random
 from statistics import median
 from typing import Any
 
@@ -63,15 +64,14 @@ def two_sizes(text: str) -> tuple[int, int]:
 
 
 def run_rounds(servers: dict[str, Server], image: Image, rounds: int) -> Pushes:
-    """Push to each in turn. Every round begins with another one."""
-    names = list(servers)
+    """Push to each in turn, every round in another order: what one leaves behind is not always paid by the same."""
+    names, order = list(servers), Random(rounds)
     pushes: Pushes = {name: [] for name in names}
     for name in names:
         for _ in range(WARM_UP):
             servers[name].push(image)
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
+    for _ in range(rounds):
+        for name in order.sample(names, len(names)):
             pushes[name].append(servers[name].push(image))
     return pushes
 

@@ -43,8 +43,8 @@ from mgota.status import Live, Status, tell
 
 log = logging.getLogger("mgota.device")
 
-BLOCK = 1 << 20
-"""Bytes that are read back and hashed in one go; between two of them a cancellation lands."""
+BLOCK = 1 << 19
+"""Bytes that are read back and hashed in one go, still in the processor's cache; a cancellation lands between two."""
 
 INLINE = 1 << 15
 """A block up to this size is hashed on the spot: the hop to a thread would cost more."""

@@ -24,7 +24,7 @@ import anyio.to_thread
 from mgota.core.boot import Store, begin_steps, forget_step, provision_steps, refuse_update
 from mgota.core.checksum import Checksum, checksum
 from mgota.core.record import BootRecord, Outcome
-from mgota.device import BLOCK, Device, VerifiedImage
+from mgota.device import Device, VerifiedImage
 from mgota.errors import (
     EmptyImageError,
     OtaError,
@@ -37,6 +37,9 @@ from mgota.ports import BlockingWriter, FlashWriter, ReadableBuffer
 
 log = logging.getLogger("mgota.session")
 audit = logging.getLogger("mgota.audit")
+
+MAX_WRITE = 1 << 20
+"""Bytes of a chunk that are stored in one go; a cancellation lands between two."""
 
 
 class OtaSession:
@@ -104,8 +107,8 @@ class OtaSession:
             FlashError: they could not be stored.
         """
         view = self._checked(chunk)
-        for start in range(0, len(view), BLOCK):
-            block = view[start : start + BLOCK]
+        for start in range(0, len(view), MAX_WRITE):
+            block = view[start : start + MAX_WRITE]
             if self.blocking:
                 await anyio.to_thread.run_sync(self.write_blocking, block)
             else:

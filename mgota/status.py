@@ -53,7 +53,9 @@ class Status:
 
 
 def _told(image: SlotImage | None) -> dict[str, object] | None:
-    return image and {"size": image.size, "sha256": image.sha256, "version": image.version}
+    if image is None:
+        return None
+    return {"size": image.size, "sha256": image.sha256, "version": image.version}
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import mgota
@@ -15,6 +16,4 @@ def test_the_boot_diagram_in_design_is_the_table() -> None:
 
 
 def test_the_changelog_knows_this_version() -> None:
-    from importlib.metadata import version
-
     assert f"## {version('mgota')}" in (ROOT / "CHANGELOG.md").read_text()

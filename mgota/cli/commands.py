@@ -57,20 +57,22 @@ def group(verbose: bool) -> None:
 
     Exit status: 0 done, 1 refused or failed, 2 wrong usage.
     """
-    log_to_stderr(logging.DEBUG if verbose else logging.CRITICAL + 1)
+    if verbose:
+        log_to_stderr(logging.DEBUG)
+    else:
+        logging.getLogger("mgota").addHandler(logging.NullHandler())  # else Python would print warnings by itself
 
 
 def log_to_stderr(level: int) -> None:
-    """Log lines for a person. A level that was set before is never raised.
+    """Log lines for a person. Who was there first decides: `-v` before a command.
 
     Args:
         level: the least that is told.
     """
     logger = logging.getLogger("mgota")
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
-        logger.addHandler(handler)
-        logger.propagate = False
-        logger.setLevel(level)
-    logger.setLevel(min(level, logger.level))
+    if any(isinstance(handler, logging.StreamHandler) for handler in logger.handlers):
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.setLevel(level)

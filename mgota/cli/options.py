@@ -5,6 +5,7 @@ Rules:
 - secrets come from files, not from the command line, where every process could read them.
 """
 
+import math
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,26 @@ FILE = click.Path(path_type=Path)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 TARGETS = ("stm32h5",)
+
+
+def some_seconds(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
+    """A time: finite, and more than nothing."""
+    if not 0 < value < math.inf:
+        raise click.BadParameter("this is no time to wait")
+    return value
+
+
+def window_option(command: F) -> F:
+    """`--window`."""
+    return click.option(
+        "--window",
+        type=float,
+        callback=some_seconds,
+        default=60.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long an image on trial has until it must be committed.",
+    )(command)
 
 
 def as_json(command: F) -> F:
@@ -85,7 +106,8 @@ def client_options(command: F) -> F:
     for option in (
         click.option(
             "--timeout",
-            type=click.FloatRange(min=0.1),
+            type=float,
+            callback=some_seconds,
             default=60.0,
             show_default=True,
             metavar="SECONDS",

@@ -48,7 +48,7 @@ def push(*, image: Path, url: str | None, devices: Path | None, jobs: int, as_js
     if devices is None:
         _push_one(image, url or "", remote_at(url or "", **client), told=as_json)
         return
-    remotes = [(where, remote_at(where, token=token, **client)) for where, token in read_devices(devices)]
+    remotes = [(_shown(where), remote_at(where, token=token, **client)) for where, token in read_devices(devices)]
     results = anyio.run(_push_all, image, remotes, jobs, as_json)
     if as_json:
         click.echo(json.dumps([asdict(result) for result in results]))
@@ -91,14 +91,20 @@ def _push_one(image: Path, url: str, remote: Remote, *, told: bool) -> None:
         size = anyio.run(draw, image.name, remote.push(image))
     except OtaError as exc:
         if told:
-            click.echo(json.dumps({"url": url, "ok": False, "error": str(exc)}))
+            click.echo(json.dumps({"url": _shown(url), "ok": False, "error": str(exc)}))
         raise
     seconds = time.monotonic() - began
     if told:
-        click.echo(json.dumps({"url": url, "ok": True, "size": size, "seconds": round(seconds, 3)}))
+        click.echo(json.dumps({"url": _shown(url), "ok": True, "size": size, "seconds": round(seconds, 3)}))
     else:
         rate = size / max(seconds, 1e-3) / 1e6
         click.echo(f"ok: the device has {size} bytes and tries them next ({seconds:.1f} s, {rate:.1f} MB/s)")
+
+
+def _shown(url: str) -> str:
+    """A URL without the secrets that may stand in it."""
+    scheme, separator, rest = url.partition("://")
+    return scheme + separator + rest.rpartition("@")[2]
 
 
 async def _silent(_: str, progress: AsyncGenerator[Progress]) -> int:
@@ -117,7 +123,7 @@ async def _draw_lines(name: str, progress: AsyncGenerator[Progress]) -> int:
             size = step.size
             if (tenth := step.sent * 10 // size) > told:
                 told = tenth
-                click.echo(f"{name}: {tenth * 10} %", err=True)
+                click.echo(f"{name}: {tenth * 10} %")
     return size
 
 
@@ -174,7 +180,7 @@ async def _push_all(image: Path, remotes: list[tuple[str, Remote]], jobs: int, q
             except OtaError as exc:
                 error = str(exc)
             results[url] = Result(url, error is None, round(time.monotonic() - began, 3), error)
-        if not quiet:
+        if not quiet and sys.stderr.isatty():
             click.echo(f"[{len(results)}/{len(remotes)}] {url}: {error or 'ok'}", err=True)
 
     async with anyio.create_task_group() as tasks:

@@ -8,17 +8,16 @@ import anyio
 import click
 
 from mgota.cli.commands import log_to_stderr
-from mgota.cli.options import FOLDER, read_verifier, trust_options
-from mgota.errors import ConfigError
+from mgota.cli.options import FOLDER, read_verifier, trust_options, window_option
 from mgota.linux.launcher import launch
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"allow_interspersed_args": False})  # what follows the command is its own
 @click.option("--dir", "directory", type=FOLDER, required=True, metavar="DIR", help="The device: slots and record.")
-@click.option("--window", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Of a trial.")
-@click.option("--watchdog", type=click.FloatRange(min=0), default=10.0, show_default=True, metavar="SECONDS",
+@window_option
+@click.option("--watchdog", type=click.FloatRange(min=0, max=86400), default=10.0, show_default=True, metavar="SECONDS",
               help="Longest time between two signs of life, from the first one on; 0 asks for none.")  # fmt: skip
-@click.option("--grace", type=click.FloatRange(min=0), default=5.0, show_default=True, metavar="SECONDS",
+@click.option("--grace", type=click.FloatRange(min=0, max=86400), default=5.0, show_default=True, metavar="SECONDS",
               help="From SIGTERM to SIGKILL when the program is to end.")  # fmt: skip
 @trust_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -40,8 +39,6 @@ def run(
         mgota run --dir /var/lib/app -- python3 {slot}
     """  # noqa: D301  \b keeps click from joining the lines
     log_to_stderr(logging.INFO)
-    if window <= 0:
-        raise ConfigError("the window of a trial is more than 0 seconds")
     verifier = read_verifier(keys, trailer)
     times = partial(launch, window=window, watchdog=watchdog, grace=grace)
     return anyio.run(partial(times, directory, command, verifier=verifier))

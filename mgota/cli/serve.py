@@ -25,6 +25,7 @@ from mgota.cli.options import (
     read_verifier,
     tls_fault,
     trust_options,
+    window_option,
 )
 from mgota.cli.virtual_device import Serving, VirtualDevice, power_on, stm32h5, two_slots
 from mgota.core.access import Credentials
@@ -38,7 +39,7 @@ from mgota.transports.http import serve as serve_http
 @trust_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 picks one.")
-@click.option("--window", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Of a trial.")
+@window_option
 @click.option("--token-file", type=FILE, metavar="FILE", help="Bearer tokens that open the door, one a line.")
 @click.option("--user-file", type=FILE, metavar="FILE", help="Lines user:password that open the door.")
 @click.option("--cert", type=FILE, metavar="PEM", help="Serve https with this certificate.")
@@ -76,8 +77,6 @@ def serve(
     """  # noqa: D301  \b keeps click from joining the lines
     log_to_stderr(logging.INFO)
     check_place(slots, target, flash, state)
-    if window <= 0:
-        raise ConfigError("the window of a trial is more than 0 seconds")
     verifier = read_verifier(keys, trailer)
     auth = _credentials(token_file, user_file)
     context = _server_context(cert, key_file, client_ca)

@@ -51,7 +51,7 @@ class Limits:
     acknowledge: float = 2.0
     closing: float = 2.0
     drain: int = 64 * 1024 * 1024
-    buffer: int = 1024 * 1024
+    buffer: int = 512 * 1024
     connections: int = 64
     per_address: int = 16
     head_bytes: int = MAX_HEAD_BYTES

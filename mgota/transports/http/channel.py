@@ -16,7 +16,7 @@ from anyio.abc import ByteStream
 
 from mgota.errors import TransferError
 
-LOW_WATER: Final = 1024 * 1024
+LOW_WATER: Final = 512 * 1024
 """Bytes that are worth a wake-up inside a large body."""
 
 _BLOCK: Final = 64 * 1024

@@ -36,6 +36,9 @@ PREFIX: Final = "/api/ota"
 MAX_ANSWER: Final = 64 * 1024
 MAX_LINE: Final = 300
 
+CONNECT: Final = 15.0
+"""Most seconds to connect and to agree on keys: a wrong address is seen soon."""
+
 _SLICE: Final = 64 * 1024
 # Bytes that have to be taken within the timeout: little enough for the slowest flash.
 
@@ -200,11 +203,10 @@ class Client:
             try:
                 await self._send(self._http.send(h11.Data(data=piece)) or b"")
                 tasks.cancel_scope.cancel()
-            except StalledError:
-                raise
-            except TransferError as exc:
-                broken.append(exc)  # the device may have said why
-                tasks.cancel_scope.deadline = anyio.current_time() + _LAST_WORDS
+            except TransferError as exc:  # kept for later: a task group would wrap it, and the device may have said why
+                broken.append(exc)
+                silent = isinstance(exc, StalledError)
+                tasks.cancel_scope.deadline = anyio.current_time() + (0 if silent else _LAST_WORDS)
         if broken and self._response is None:
             raise broken[0]
         return self._response is None
@@ -293,7 +295,7 @@ async def connected(place: Place, context: ssl.SSLContext | None, timeout: float
         TransferError: it cannot be reached, or shows no certificate that is trusted.
     """
     try:
-        with anyio.fail_after(timeout):
+        with anyio.fail_after(min(timeout, CONNECT)):
             stream = await _connect(place, context)
     except TimeoutError as exc:
         raise TransferError(f"{place.authority} does not answer") from exc

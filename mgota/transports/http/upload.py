@@ -124,6 +124,11 @@ class _Upload:
         """What of the buffer can still be filled."""
         return self._buffer[self._filled : self._sink.size - self._sink.received]
 
+    @property
+    def _left(self) -> int:
+        """Bytes that are still to come."""
+        return self._sink.size - self._sink.received - self._filled
+
     async def begin(self, first: bytes) -> None:
         """Take what came together with the head."""
         while len(first) > len(self._buffer):
@@ -138,7 +143,7 @@ class _Upload:
         """Wait for bytes and take them. Without a thread: until the buffer is full or a tick went by, and store it."""
         waited = self._pace.waited
         while room := self._room:
-            self._channel.expect(len(room))
+            self._channel.expect(self._left)
             self._took(await receive(self._channel, room, self._pace))
             if self.threaded or self._pace.waited - waited >= TICK:
                 break
@@ -168,7 +173,7 @@ class _Upload:
     def _fill(self) -> bool:
         """Fill the buffer; False if the client let us wait."""
         while room := self._room:
-            self._channel.expect(len(room))
+            self._channel.expect(self._left)
             count = self._channel.recv_now(room)
             if count is None:
                 begun = time.monotonic()
