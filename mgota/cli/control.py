@@ -5,7 +5,6 @@ A commit or rollback over the network is bound to the image that was seen to run
 
 import json
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,15 @@ import click
 
 from mgota import trial
 from mgota.cli.options import FOLDER, as_json, client_options, remote_at
-from mgota.errors import ConfigError, TransferError
+from mgota.errors import ConfigError, FlashError, TransferError
 from mgota.linux.environment import device_at
 from mgota.transports.http.push import Remote
 
 _EFFECT = 3.0
 """Seconds to wait for a device to show what it said it would do. It may take longer: it may restart for it."""
+
+_PAUSE = 0.3
+"""Seconds until a status that was cut off is asked for again, once."""
 
 Found = dict[str, Any]
 
@@ -82,7 +84,7 @@ def commit(*, url: str | None, directory: Path | None, as_json: bool, **client: 
         committed = anyio.run(_local_commit, directory)
         _tell(as_json, "committed" if committed else "nothing is on trial: nothing to commit", committed=committed)
         return
-    before, after = anyio.run(_act, remote_at(url or "", **client), Remote.commit, _is_settled)
+    before, after = anyio.run(_act, remote_at(url or "", **client), Remote.commit, _is_committed)
     if before and _is_settled(before):
         _tell(as_json, "nothing is on trial: nothing to commit", committed=False, status=after)
     elif after:
@@ -95,6 +97,14 @@ def _is_settled(now: Found) -> bool:
     return now.get("state") == "CONFIRMED" and now.get("trial") is None
 
 
+def _is_committed(_: Found, now: Found) -> bool:
+    return _is_settled(now)
+
+
+def _is_rolled_back(before: Found, now: Found) -> bool:
+    return _is_settled(now) and now.get("active_slot") != before.get("active_slot")
+
+
 @click.command()
 @_where
 def rollback(*, url: str | None, directory: Path | None, as_json: bool, **client: Any) -> None:
@@ -104,7 +114,7 @@ def rollback(*, url: str | None, directory: Path | None, as_json: bool, **client
         anyio.run(_local_rollback, directory)
         _tell(as_json, "the previous image is selected: it runs from the next start on", rolled_back=True)
         return
-    before, after = anyio.run(_act, remote_at(url or "", **client), Remote.rollback, None)
+    before, after = anyio.run(_act, remote_at(url or "", **client), Remote.rollback, _is_rolled_back)
     if after and before:
         _tell(as_json, "rolled back", rolled_back=True, status=after)
     else:
@@ -124,36 +134,50 @@ def _tell(as_json: bool, line: str, **facts: Any) -> None:
 
 
 async def _act(
-    remote: Remote, act: Callable[..., Awaitable[None]], done: Callable[[Found], bool] | None
+    remote: Remote, act: Callable[..., Awaitable[None]], done: Callable[[Found, Found], bool]
 ) -> tuple[Found | None, Found | None]:
-    """Ask for a commit or rollback.
+    """Ask for a commit or rollback, and look whether it happens.
 
     Returns:
-        The status before, if the device tells one, and that which shows the effect, if it came in time.
+        The status before, if the device tells one, and that which shows the effect; None if it restarts meanwhile.
+
+    Raises:
+        OtaError: the device refused, or does not do what it said.
     """
-    try:
-        before: Found | None = await remote.status()
-    except ConfigError:  # a Mongoose device has no such route; if it is the password, the next request says so
-        before = None
+    before = await _before(remote)
     image = before.get("image") if before else None
     await act(remote, sha256=image["sha256"] if image else None)
     if before is None:
         return None, None
+    seen: Found | None = None
     with anyio.move_on_after(_EFFECT):
-        return before, await _see(remote, done or partial(_runs_other, before))
-    return before, None
+        while seen is None or not done(before, seen):
+            seen = await _look(remote)
+            await anyio.sleep(0.05)
+    if seen and not done(before, seen):
+        raise FlashError("the device said ok and did not do it: see its log")
+    return before, seen
 
 
-def _runs_other(before: Found, now: Found) -> bool:
-    return now.get("active_slot") != before.get("active_slot") and _is_settled(now)
+async def _before(remote: Remote) -> Found | None:
+    """The status of the device, once it is not about to reset: what is asked of it then would go to the old image."""
+    try:
+        found = await remote.status()
+    except ConfigError:  # a Mongoose device has no such route; if it is the password, the next request says so
+        return None
+    except TransferError:
+        await anyio.sleep(_PAUSE)  # perhaps the reset after an update just cut us off
+        found = await remote.status()
+    with anyio.move_on_after(_EFFECT):
+        while found.get("state") == "TESTING":
+            await anyio.sleep(0.05)
+            found = await _look(remote) or found
+    return found
 
 
-async def _see(remote: Remote, done: Callable[[Found], bool]) -> Found:
-    while True:
-        try:
-            now = await remote.status()
-            if done(now):
-                return now
-        except TransferError:
-            pass  # it restarts
-        await anyio.sleep(0.05)
+async def _look(remote: Remote) -> Found | None:
+    """The status, or None while the device restarts."""
+    try:
+        return await remote.status()
+    except TransferError:
+        return None

@@ -210,7 +210,7 @@ def _holds(guard: Guard, record: BootRecord, running: Slot, facts: Facts) -> boo
             return record.tries > 0
         case Guard.SELECT_AGAIN:
             return record.swaps < MAX_SWAPS and not facts.tried and facts.verified
-        case Guard.WAY_BACK:
+        case Guard.WAY_BACK:  # pragma: no branch  there is no other
             back = record.image(running.other)
             failed = record.select_failures >= MAX_SELECT_FAILURES
             return back is not None and back.proven and facts.whole and not failed
@@ -235,7 +235,7 @@ def _steps(action: Action, record: BootRecord, running: Slot, facts: Facts) -> t
             return _settle(record, running, Outcome.ROLLED_BACK, NEVER_CAME_UP)
         case Action.ROLLED_BACK:
             return _settle(record, running, Outcome.ROLLED_BACK, record.reason or NOT_COMMITTED)
-        case Action.STUCK:
+        case Action.STUCK:  # pragma: no branch  there is no other
             failing = record.select_failures >= MAX_SELECT_FAILURES
             return _settle(record, running, Outcome.STUCK, CANNOT_SELECT if failing else NO_WAY_BACK)
 

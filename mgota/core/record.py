@@ -113,10 +113,16 @@ class BootRecord:
 
 
 def encode_record(record: BootRecord) -> bytes:
-    """The bytes of a record: a line with its CRC, and a line of JSON that an operator can read."""
+    """The bytes of a record: a line with its CRC, and a line of JSON that an operator can read.
+
+    Raises:
+        StateError: the record contradicts itself, or is too long: it could be stored, and never read again.
+    """
     body = json.dumps({f.name: _plain(getattr(record, f.name)) for f in fields(record)}, ensure_ascii=True)
     payload = body.encode("ascii") + b"\n"
-    return MAGIC + b"%08x\n" % crc32(payload) + payload
+    data = MAGIC + b"%08x\n" % crc32(payload) + payload
+    decode_record(data)
+    return data
 
 
 def _plain(value: object) -> object:

@@ -82,8 +82,9 @@ def run(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None 
 class Serving:
     """`mgota serve` as a process; a context manager."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, env: dict[str, str] | None = None) -> None:
         self._arguments = [str(argument) for argument in arguments]
+        self._env = env
         self.first_line = ""
         self.url = ""
 
@@ -93,6 +94,7 @@ class Serving:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=self._env,
         )
         assert self.process.stdout
         ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)

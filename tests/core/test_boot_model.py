@@ -1,9 +1,9 @@
 """Every interleaving of updates, staging, commits, rollbacks, resets and power cuts, on the real decisions.
 
-A state is what survives a power cut (the record, the selection, what lies in the slots) and what does not (the slot that
-runs, the steps that are left). From each, everything that may happen happens; a step is executed or the power is cut
-before it. What decides is `mgota.core.boot`; the model adds the hardware: a bootloader that falls back to the other slot
-when the selected one does not boot, a watchdog that resets, and images that are good, hang, or do not boot.
+A state is what survives a power cut (the record, the selection, what lies in the slots) and what does not (the slot
+that runs, the steps that are left). From each, everything that may happen happens; a step is executed or the power is
+cut before it. What decides is `mgota.core.boot`; the model adds the hardware: a bootloader that falls back to the other
+slot when the selected one does not boot, a watchdog that resets, and images that are good, hang, or do not boot.
 
 A *violation*: an image that never proved itself runs as CONFIRMED though it is bad, or nothing boots. A state *does not
 settle*: with the power on from now on, it never comes to run a CONFIRMED image.
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from mgota.core import boot
-from mgota.core.boot import Action, Arm, Decision, Facts, Question, Reset, Select, Step, Store, Verdict
+from mgota.core.boot import Action, Decision, Facts, Question, Reset, Select, Step, Store, Verdict
 from mgota.core.geometry import Slot
 from mgota.core.record import BootRecord, SlotImage, State
 from mgota.errors import OtaError
@@ -177,7 +177,8 @@ class Model:
     def sealed(self, w: World, head: Activate | Stage) -> Iterator[Planned]:
         slot = w.running.other
         assert w.record
-        image = IMAGES[w.content(slot)]
+        image = IMAGES.get(w.content(slot)) or w.record.image(slot)
+        assert image
         if isinstance(head, Stage):
             yield plain(boot.stage_step(w.record, slot, image))
             return
@@ -204,9 +205,9 @@ class Model:
             return
         assert w.record
         yield from self.updates(w, w.record)
-        if w.mode is Verdict.TRIAL and w.content(w.running) in (GOOD, BETTER):
-            if commit := boot.commit_steps(w.record, w.running):
-                yield "commit", replace(w, plan=(*map(plain, commit), Run(Verdict.RUN)))
+        commit = boot.commit_steps(w.record, w.running)
+        if commit and w.mode is Verdict.TRIAL and w.content(w.running) in (GOOD, BETTER):
+            yield "commit", replace(w, plan=(*map(plain, commit), Run(Verdict.RUN)))
         try:
             back = boot.rollback_steps(w.record, w.running, whole=self.holds(w, w.running.other))
         except OtaError:
@@ -254,16 +255,15 @@ class Found:
     violations: list[list[str]]
     unsettled: int
 
-    @property
-    def sound(self) -> bool:
-        return not self.violations and not self.unsettled
 
-
-def explore(model: Model, *starts: World, limit: int = 60_000) -> Found:
+def explore(model: Model, *starts: World, first: bool = False, limit: int = 60_000) -> Found:
+    """Everything that can happen; with `first`, up to the first violation, which is one of the shortest."""
     seen: dict[World, tuple[World, str] | None] = dict.fromkeys(starts)
     todo = deque(starts)
     while todo:
         w = todo.popleft()
+        if first and model.wrong(w):
+            return Found(len(seen), [way(seen, w)], 0)
         for name, following in model.nexts(w):
             if following not in seen:
                 seen[following] = (w, name)
@@ -314,10 +314,8 @@ def test_selections_that_fail_end_in_an_alarm_and_not_in_a_brick() -> None:
 
 
 def explored(model: Model) -> Found:
-    found = explore(model, *first_starts(model))
-    print(f"{found.states} states, {len(found.violations)} violations, {found.unsettled} that do not settle")
-    if found.violations:
-        print(" → ".join(min(found.violations, key=len)))
+    found = explore(model, *first_starts(model), first=True)
+    print(f"violation after {found.states} states: {' → '.join(found.violations[0])}" if found.violations else found)
     return found
 
 
@@ -325,13 +323,17 @@ Decide = Callable[[BootRecord | None, Slot, Facts], Decision]
 decide: Decide = boot.decide
 
 
+def trusting(record: BootRecord, slot: Slot) -> BootRecord:
+    image = record.image(slot)
+    return record.next_with(slot, image and replace(image, proven=True))
+
+
 def test_control_a_bare_state_without_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """The seed's TESTING: a cut between the store and the swap makes the old firmware the trial."""
 
     def bare_state(record: BootRecord | None, running: Slot, facts: Facts) -> Decision:
         if record and record.trial:
-            images = {s.value: i and replace(i, proven=True) for s in Slot if (i := record.image(s)) or True}
-            record = replace(record, trial=running, **images)
+            record = trusting(trusting(replace(record, trial=running), Slot.A), Slot.B)
         return decide(record, running, replace(facts, whole=True))
 
     monkeypatch.setattr(boot, "decide", bare_state)
@@ -356,7 +358,7 @@ def test_control_confirmed_without_selecting_what_runs(monkeypatch: pytest.Monke
 
 
 def test_control_an_update_that_does_not_forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The record speaks of an image that is overwritten: proven, but no longer what was proven."""
+    """Without a look at flash, the record speaks of an image that is overwritten by now."""
     monkeypatch.setattr(boot, "begin_steps", lambda r, running: (Select(running),))
     monkeypatch.setattr(Model, "holds", lambda self, w, slot: bool(w.record and w.record.image(slot)))
     assert explored(Model(torn_boots=True)).violations
@@ -372,10 +374,8 @@ def test_control_a_way_back_to_what_was_never_proven(monkeypatch: pytest.MonkeyP
     """After an automatic rollback the failed image lies there whole."""
 
     def any_image(record: BootRecord, running: Slot, *, whole: bool) -> tuple[Step, ...]:
-        back = record.image(running.other)
-        trusting = replace(record, **{running.other.value: back and replace(back, proven=True)})
-        steps = rollback(trusting, running, whole=whole)
-        return (Store(record.next()), *steps[1:])
+        _, *steps = rollback(trusting(record, running.other), running, whole=whole)
+        return (Store(record.next()), *steps)
 
     rollback = boot.rollback_steps
     monkeypatch.setattr(boot, "rollback_steps", any_image)
@@ -399,9 +399,7 @@ def test_control_a_trial_that_is_not_counted(monkeypatch: pytest.MonkeyPatch) ->
 
     def forgetful(record: BootRecord | None, running: Slot, facts: Facts) -> Decision:
         decision = decide(record, running, facts)
-        if decision.row.action is not Action.TRIAL:
-            return decision
-        return replace(decision, steps=decision.steps[1:])
+        return replace(decision, steps=decision.steps[1:]) if decision.row.action is Action.TRIAL else decision
 
     monkeypatch.setattr(boot, "decide", forgetful)
     assert explored(Model()).unsettled

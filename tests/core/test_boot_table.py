@@ -79,7 +79,7 @@ def check(decision: Decision, action: Action, verdict: Verdict, *steps: object) 
 @pytest.mark.parametrize("running", Slot)
 def test_absent_the_running_image_counts_as_proven(running: Slot) -> None:
     found = replace(OLD, proven=False)
-    stored = BootRecord(revision=1, **{running.value: OLD})
+    stored = BootRecord().next_with(running, OLD)
     decision = decide(None, running, Facts(found=found))
     check(decision, Action.FIRST_START, Verdict.RUN, Select(running), Store(stored))
 
@@ -230,27 +230,34 @@ def test_every_row_is_reached_and_nothing_falls_through() -> None:
     assert reached == set(TABLE)
 
 
-def test_a_question_is_asked_where_and_only_where_it_decides() -> None:
-    field = {Question.FOUND: "found", Question.VERIFIED: "verified", Question.WHOLE: "whole"}
+def answered(facts: Facts, question: Question, *, yes: bool) -> Facts:
+    match question:
+        case Question.FOUND:
+            return replace(facts, found=OLD if yes else None)
+        case Question.VERIFIED:
+            return replace(facts, verified=yes)
+        case Question.WHOLE:
+            return replace(facts, whole=yes)
+
+
+def test_what_is_not_asked_does_not_decide() -> None:
     for record, running, facts in EVERY:
-        asked = questions(record, running)
-        for question, name in field.items():
-            flipped = replace(facts, **{name: OLD if name == "found" and not facts.found else not getattr(facts, name)})
-            if question is Question.FOUND and facts.found:
-                flipped = replace(facts, found=None)
-            if question is not asked:
-                assert decide(record, running, flipped) == decide(record, running, facts)
-        if asked:
-            answers = {
-                decide(record, running, replace(facts, **{field[asked]: answer})).steps
-                for facts in FACTS
-                for answer in ((OLD, None) if asked is Question.FOUND else (True, False))
-            }
-            record_allows = asked is not Question.WHOLE or (
-                record is not None and record.image(running.other) == OLD and not record.select_failures
-            )
-            assert len(answers) == (2 if record_allows else 1)
-    assert all(questions(None, running, readable=False) is None for running in Slot)
+        for question in set(Question) - {questions(record, running)}:
+            yes, no = (answered(facts, question, yes=answer) for answer in (True, False))
+            assert decide(record, running, yes) == decide(record, running, no)
+
+
+def test_what_is_asked_may_decide() -> None:
+    decided: set[Question] = set()
+    for record, running, facts in EVERY:
+        if question := questions(record, running):
+            yes, no = (answered(facts, question, yes=answer) for answer in (True, False))
+            decided |= {question} if decide(record, running, yes) != decide(record, running, no) else set()
+    assert decided == set(Question)
+
+
+def test_an_unreadable_record_asks_nothing() -> None:
+    assert [questions(None, running, readable=False) for running in Slot] == [None, None]
 
 
 def test_a_row_that_ends_in_confirmed_selects_the_running_slot_before_it_stores() -> None:

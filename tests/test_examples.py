@@ -1,0 +1,116 @@
+"""Every example runs and is short. The application is run by the demo's test, too."""
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+import mgota
+from mgota.transports.http.push import Remote, push
+
+EXAMPLES = Path(mgota.__file__).parents[1] / "examples"
+SOURCES = sorted(EXAMPLES.rglob("*.py"))
+
+
+@contextmanager
+def minimal_device(directory: Path) -> Iterator[str]:
+    command = [sys.executable, EXAMPLES / "minimal_device.py", directory, "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    try:
+        ready, _, _ = select.select([process.stdout], [], [], 30)
+        yield process.stdout.readline().split()[-1] if ready else ""
+        process.wait(30)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def send(url: str, image: bytes) -> None:
+    async def run() -> None:
+        async for _ in push(image, url):
+            pass
+
+    anyio.run(run)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_an_example_is_short(source: Path) -> None:
+    assert len(source.read_text().splitlines()) <= 60
+
+
+def test_the_minimal_device_is_updated_and_committed(tmp_path: Path) -> None:
+    with minimal_device(tmp_path / "d") as url:
+        send(url, b"firmware one")  # it says ok, and ends: that is its reset
+    with minimal_device(tmp_path / "d") as url:
+        status = anyio.run(Remote(url).status)
+        assert (status["state"], status["active_slot"], status["image"]["size"]) == ("FAILED", "b", 12)
+        anyio.run(Remote(url).commit)
+        while anyio.run(Remote(url).status)["state"] != "CONFIRMED":
+            time.sleep(0.05)
+        send(url, b"firmware two!")
+    with minimal_device(tmp_path / "d") as url:
+        assert anyio.run(Remote(url).status)["image"]["size"] == 13
+        # nobody commits: the next start, which is a power cut now, rolls back
+        anyio.run(Remote(url).rollback)
+    with minimal_device(tmp_path / "d") as url:
+        status = anyio.run(Remote(url).status)
+        assert (status["image"]["size"], status["outcome"]) == (12, "rolled_back")
+        send(url, b"the end")
+
+
+def test_the_custom_target_is_updated(tmp_path: Path) -> None:
+    command = [sys.executable, EXAMPLES / "custom_target.py", tmp_path / "state"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert "after the reset: trial" in done.stdout
+    assert "committed: True" in done.stdout
+    assert "b'new firmware'" in done.stdout
+
+
+def test_the_application_serves_its_version_beside_the_update(tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    app.mkdir()
+    for source in (EXAMPLES / "app").glob("*.py"):
+        (app / source.name).write_bytes(source.read_bytes())
+    (app / "public.pem").write_bytes(mgota.PrivateKey.generate().public.pem())
+    (tmp_path / "device").mkdir()
+    (tmp_path / "device" / "a").write_bytes(b"itself")
+    port = _free_port()
+    env = {**os.environ, "MGOTA_DIR": str(tmp_path / "device")}
+    process = subprocess.Popen([sys.executable, app, str(port)], env=env)
+    try:
+        greeting = _get(f"http://127.0.0.1:{port}/")
+        assert greeting == {"application": "greeter", "version": "0.0.0"}
+        assert _get(f"http://127.0.0.1:{port}/api/ota/status")["active_slot"] == "a"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _get(url: str) -> dict[str, str]:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                found: dict[str, str] = json.load(answer)
+                return found
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
