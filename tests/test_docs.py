@@ -1,5 +1,6 @@
 """The documents say what the code does."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -17,3 +18,12 @@ def test_the_boot_diagram_in_design_is_the_table() -> None:
 
 def test_the_changelog_knows_this_version() -> None:
     assert f"## {version('mgota')}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_test_that_security_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text()))
+    written = {
+        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 15
+    assert named <= written, named - written

@@ -161,7 +161,7 @@ def test_the_checksum_is_the_backends() -> None:
     assert scan.crc == 0x0376E6E7
 
 
-# --- security.md: arbitrary image, trailer stripped or doubled, key compromise -----------------------------------------
+# --- security.md: arbitrary image, trailer stripped or doubled, key compromise ---------------------------------------
 
 
 @pytest.mark.parametrize("trailer", [RAW, MGSG])
