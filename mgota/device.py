@@ -291,7 +291,7 @@ class Device:
         return scan.sha256.hex() == image.sha256
 
     async def verify_again(self, slot: Slot, image: SlotImage | None) -> VerifiedImage:
-        """Verify a recorded image once more from flash: its signature and its recorded digest.
+        """Verify a recorded image once more from flash: its digest and, where keys are configured, its signature.
 
         Raises:
             DigestError: the slot holds another image than the recorded one.
@@ -300,6 +300,10 @@ class Device:
         """
         if image is None or await self.flash.extent(slot) < image.image_size:
             raise DigestError(f"slot {slot} does not hold the recorded image")
+        if self.verifier is None:  # a launcher without keys: what its program verified is known by its digest
+            if not await self.is_whole(slot, image):
+                raise DigestError(f"slot {slot} does not hold the recorded image")
+            return VerifiedImage(slot, image, sealed=_SEALED)
         verified = await self.read_back(slot, image.image_size)
         if verified.sha256 != image.sha256:
             raise DigestError(f"slot {slot} does not hold the recorded image")

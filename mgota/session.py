@@ -86,7 +86,11 @@ class OtaSession:
         self._before = record
         self._staging = running.other
         await device.perform(*begin_steps(record, running))
-        self._writer = await device.flash.open_writer(self._staging, self.size)
+        try:
+            self._writer = await device.flash.open_writer(self._staging, self.size)
+        except TooLargeError:  # nothing was changed: the slot still holds what it held
+            await device.perform(Store(record.next().next()))
+            raise
         device.live.update = (0, self.size)
         log.info("update begins: %d bytes to slot %s", self.size, self._staging)
 

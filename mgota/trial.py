@@ -28,7 +28,7 @@ from mgota.core.boot import (
     with_reason,
 )
 from mgota.core.geometry import Slot
-from mgota.core.record import BootRecord, Outcome, State
+from mgota.core.record import BootRecord, Outcome, SlotImage, State
 from mgota.device import Device
 from mgota.errors import OtaError, SelectError, UnknownStateError, WrongImageError
 from mgota.ports import Watchdog
@@ -60,6 +60,7 @@ async def boot_check(device: Device, *, reason: str | None = None) -> Verdict:
     if device.live.decided:
         return Verdict.RUN if device.live.trial_until is None else Verdict.TRIAL
     async with device.exclusive(wait=LOCK_WAIT):
+        device.live.trial_until, device.live.resetting = None, False  # of the life before, if it was in this process
         await device.flash.recover()
         running = await device.flash.running_slot()
         while True:
@@ -151,16 +152,26 @@ async def run_trial(
         tg.cancel_scope.cancel()
     if outcome is None:
         outcome = await _end_of_window(device)
+    if outcome is Outcome.COMMITTED and not device.live.resetting:
+        await _stand_down(device)  # another process may have committed, which cannot reach this one's watchdog
     return outcome
 
 
 async def _await_commit(device: Device, check: Callable[[], Awaitable[bool]] | None, interval: float) -> Outcome:
     while await _on_trial(device):
-        if check and await _answers(check):
-            await commit(device)
-        else:
+        if not (check and await _answers(check) and await _committed(device)):
             await anyio.sleep(interval)
     return Outcome.COMMITTED
+
+
+async def _committed(device: Device) -> bool:
+    try:
+        if (await device.load())[0] is None:
+            return False  # unreadable: what that means is for a person to say
+        return await commit(device)
+    except OtaError as exc:
+        log.warning("the image could not be committed: %s", exc)  # there is time until the end of the window
+        return False
 
 
 async def _answers(check: Callable[[], Awaitable[bool]]) -> bool:
@@ -172,9 +183,10 @@ async def _answers(check: Callable[[], Awaitable[bool]]) -> bool:
 
 
 async def _on_trial(device: Device) -> bool:
-    record, _ = await device.load()
-    running = await device.flash.running_slot()
-    return record is not None and record.state is State.FAILED and record.trial is running
+    record, readable = await device.load()
+    if record is None:
+        return not readable  # what cannot be read was not committed
+    return record.state is State.FAILED and record.trial is await device.flash.running_slot()
 
 
 async def _end_of_window(device: Device) -> Outcome:
@@ -191,8 +203,8 @@ async def _feed_until(watchdog: Watchdog, until: float) -> None:
     limit = watchdog.limit
     while limit is not None and (left := until - time.monotonic()) > limit:
         await anyio.sleep(min(limit / 3, left - limit))
-        left = until - time.monotonic()
-        await watchdog.arm(max(min(left, limit), 0))
+        if (left := until - time.monotonic()) > 0:  # else the process was held up, and it bites by itself
+            await watchdog.arm(min(left, limit))
 
 
 async def keep_fed(watchdog: Watchdog, *, interval: float) -> None:
@@ -238,14 +250,17 @@ async def _plan_commit(device: Device, sha256: str | None) -> tuple[tuple[Step, 
     record, readable = await device.load()
     running = await device.flash.running_slot()
     if record is None:
+        if readable:
+            return (), running
         # An operator's commit of a device whose record is lost: what runs now counts as proven.
-        return () if readable else (await device.first_start(running)).steps, running
-    _check_meant(record, running, sha256)
+        found = await device.find_image(running)
+        _check_meant(found, sha256)
+        return decide(None, running, Facts(found=found)).steps, running
+    _check_meant(record.image(running), sha256)
     return commit_steps(record, running), running
 
 
-def _check_meant(record: BootRecord, running: Slot, sha256: str | None) -> None:
-    image = record.image(running)
+def _check_meant(image: SlotImage | None, sha256: str | None) -> None:
     if sha256 is not None and (image is None or image.sha256 != sha256.lower()):
         raise WrongImageError("another image runs than the one that was meant")
 
@@ -278,7 +293,18 @@ async def rollback(device: Device, *, sha256: str | None = None) -> None:
     async with device.exclusive():
         steps = await _plan_rollback(device, sha256)
         log.warning("rolling back on an operator's word")
-        await device.perform(*steps)
+        before, _ = await device.load()
+        try:
+            await device.perform(*steps)
+        except SelectError:
+            if before and before.state is State.CONFIRMED:
+                await device.perform(_take_back(before))
+            raise
+
+
+def _take_back(before: BootRecord) -> Store:
+    """The running image stays, and so does what the record said of the last update."""
+    return Store(before.next().next())  # the revision counts the store that is taken back, too
 
 
 async def check_rollback(device: Device, *, sha256: str | None = None) -> None:
@@ -293,6 +319,6 @@ async def _plan_rollback(device: Device, sha256: str | None) -> tuple[Step, ...]
         raise UnknownStateError("the boot record is unreadable: nobody knows what there is to go back to")
     running = await device.flash.running_slot()
     record = record or BootRecord()
-    _check_meant(record, running, sha256)
+    _check_meant(record.image(running), sha256)
     whole = await device.is_whole(running.other, record.image(running.other))
     return rollback_steps(record, running, whole=whole)

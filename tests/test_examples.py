@@ -24,7 +24,7 @@ SOURCES = sorted(EXAMPLES.rglob("*.py"))
 
 @contextmanager
 def minimal_device(directory: Path) -> Iterator[str]:
-    command = [sys.executable, EXAMPLES / "minimal_device.py", directory, "0"]
+    command = [sys.executable, str(EXAMPLES / "minimal_device.py"), str(directory), "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     try:
@@ -71,7 +71,7 @@ def test_the_minimal_device_is_updated_and_committed(tmp_path: Path) -> None:
 
 
 def test_the_custom_target_is_updated(tmp_path: Path) -> None:
-    command = [sys.executable, EXAMPLES / "custom_target.py", tmp_path / "state"]
+    command = [sys.executable, str(EXAMPLES / "custom_target.py"), str(tmp_path / "state")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert "after the reset: trial" in done.stdout
     assert "committed: True" in done.stdout

@@ -247,3 +247,24 @@ def test_a_second_cut_in_every_operation_of_the_recovery() -> None:
         cuts += second
     assert cuts > 5
     print(f"{cuts} double cuts, 0 bricks")
+
+
+def test_who_boots_without_keys_finishes_what_a_program_with_keys_began() -> None:
+    """A launcher needs no keys: the record says what was verified, and how long the trailer is."""
+
+    async def cut_before_the_selection() -> None:
+        board, total = await live(update_only, None)
+        board, _ = await live(update_only, total - 1)
+        assert await board.backend.selected_slot() is Slot.A
+        await board.backend.boot()
+        keyless = Device(flash=board.backend, state=board.store)
+        assert await boot_check(keyless) is Verdict.RESET
+        _, verdict = await board.boots()
+        assert verdict is Verdict.TRIAL
+        assert board.content(Slot.B) == NEW
+
+    anyio.run(cut_before_the_selection)
+
+
+async def update_only(_: Board, device: Device) -> None:
+    await update(device, NEW)
