@@ -50,11 +50,11 @@ OLD = firmware("1")
 NEW = firmware("2", 1500)
 
 
-class PowerCut(BaseException):  # noqa: N818  no error: nothing may handle it
+class PowerCut(BaseException):
     """The power is gone."""
 
 
-class Restarted(BaseException):  # noqa: N818  no error: nothing may handle it
+class Restarted(BaseException):
     """The device resets. As on a real one, whoever asked for it does not go on."""
 
 

@@ -105,7 +105,7 @@ async def push(device: Device, image: bytes, *, reset: bool = True) -> None:
         await ota.activate(await ota.seal(), reset=reset)
 
 
-async def refused(device: Device, image: bytes) -> RejectedError:
+async def expect_refused(device: Device, image: bytes) -> RejectedError:
     """The image is refused, nothing is selected, and the device says so."""
     with pytest.raises(RejectedError) as caught:
         await push(device, image)
@@ -127,7 +127,7 @@ async def test_arbitrary_image_each_byte_flipped() -> None:
     for at in range(len(image)):
         flipped = bytearray(image)
         flipped[at] ^= 0x10
-        said.add(str(await refused(device, bytes(flipped))))
+        said.add(str(await expect_refused(device, bytes(flipped))))
     assert len(said) == 1, "an error tells which byte was wrong"
 
 
@@ -135,7 +135,7 @@ async def test_arbitrary_image_each_byte_flipped() -> None:
 async def test_arbitrary_image_unsigned_or_by_another_key() -> None:
     device = await Bench().factory()
     for image in (FIRMWARE, b"\0" * 200, signed(FIRMWARE, PrivateKey.generate()), b"x", b"y" * 64):
-        await refused(device, image)
+        await expect_refused(device, image)
 
 
 @pytest.mark.asyncio
@@ -144,7 +144,7 @@ async def test_arbitrary_image_unsigned_or_by_another_key() -> None:
 )
 async def test_arbitrary_image_with_a_signature_outside_of_the_group(r: int, s: int) -> None:
     device = await Bench().factory()
-    await refused(device, FIRMWARE + r.to_bytes(32, "big") + s.to_bytes(32, "big"))
+    await expect_refused(device, FIRMWARE + r.to_bytes(32, "big") + s.to_bytes(32, "big"))
 
 
 @pytest.mark.asyncio
@@ -154,15 +154,15 @@ async def test_trailer_stripped_or_doubled(trailer: Trailer) -> None:
     image = signed(FIRMWARE) + trailer.magic
     twice = image + signature(FIRMWARE) + trailer.magic
     for wrong in (image[:-68], image[:-64], image[:-4], image[:-1], image + b"\0", twice, image + b"MGSG"):
-        assert isinstance(await refused(device, wrong), UnsignedError | BadSignatureError)
+        assert isinstance(await expect_refused(device, wrong), UnsignedError | BadSignatureError)
     await push(device, image)
 
 
 @pytest.mark.asyncio
 async def test_trailer_form_is_never_guessed() -> None:
     raw, mgsg = await Bench().factory(), await Bench(trailer=Trailer.MGSG).factory()
-    assert "--trailer mgsg" in str(await refused(raw, signed(FIRMWARE) + b"MGSG"))
-    assert "--trailer raw" in str(await refused(mgsg, signed(FIRMWARE)))
+    assert "--trailer mgsg" in str(await expect_refused(raw, signed(FIRMWARE) + b"MGSG"))
+    assert "--trailer raw" in str(await expect_refused(mgsg, signed(FIRMWARE)))
 
 
 @pytest.mark.asyncio
