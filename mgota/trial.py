@@ -9,6 +9,7 @@ Rules:
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from math import inf
 
 import anyio
 
@@ -190,7 +191,7 @@ async def _on_trial(device: Device) -> bool:
 
 
 async def _end_of_window(device: Device) -> Outcome:
-    async with device.exclusive(wait=LOCK_WAIT):
+    async with device.exclusive(wait=inf):  # whoever holds it may be committing
         if not await _on_trial(device):
             return Outcome.COMMITTED
     log.warning("not committed within %g s: the device resets and rolls back", device.window)
@@ -246,17 +247,33 @@ async def commit(device: Device, *, sha256: str | None = None) -> bool:
     return True
 
 
+async def check_commit(device: Device, *, sha256: str | None = None) -> None:
+    """Raise what `commit` would raise at once, and change nothing: for who replies first and acts later.
+
+    Raises:
+        WrongImageError: another image than the one meant runs.
+        BusyError: there is something to commit, and another process holds the device.
+    """
+    steps, _ = await _plan_commit(device, sha256)
+    if steps:
+        async with device.exclusive():
+            pass
+
+
 async def _plan_commit(device: Device, sha256: str | None) -> tuple[tuple[Step, ...], Slot]:
     record, readable = await device.load()
     running = await device.flash.running_slot()
     if record is None:
         if readable:
+            _check_meant(None, sha256)
             return (), running
         # An operator's commit of a device whose record is lost: what runs now counts as proven.
         found = await device.find_image(running)
         _check_meant(found, sha256)
         return decide(None, running, Facts(found=found)).steps, running
     _check_meant(record.image(running), sha256)
+    if device.live.resetting:
+        return (), running  # too late: the next boot decides
     return commit_steps(record, running), running
 
 

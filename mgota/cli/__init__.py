@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("mgota: the command line needs click and rich: pip install 'mgota[cli]'")
     try:
         result: object = group.main(args=arguments, prog_name="mgota", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout:  # it may be closed: >&-
+            sys.stdout.flush()
     except click.ClickException as exc:
         exc.show()
         sys.exit(exc.exit_code)

@@ -13,6 +13,7 @@ import click
 
 from mgota import trial
 from mgota.cli.options import FOLDER, as_json, client_options, remote_at
+from mgota.core.http import one_line
 from mgota.errors import ConfigError, FlashError, TransferError
 from mgota.linux.environment import device_at
 from mgota.transports.http.push import Remote
@@ -66,13 +67,13 @@ def describe(found: Found) -> str:
         ("update", f"{update['received']} of {update['size']} bytes" if update else "none"),
         ("last update", f"{outcome}: {found['reason']}" if found.get("reason") else outcome),
     ]
-    return "\n".join(f"{name:12} {value}" for name, value in lines)
+    return "\n".join(f"{name:12} {one_line(str(value))}" for name, value in lines)
 
 
 def _image(image: Found | None) -> str:
     if not image:
         return "no image"
-    return f"version {image['version'] or 'unknown'}, {image['size']} bytes, sha256 {image['sha256']}"
+    return one_line(f"version {image.get('version') or 'unknown'}, {image['size']} bytes, sha256 {image['sha256']}")
 
 
 @click.command()
@@ -112,7 +113,7 @@ def rollback(*, url: str | None, directory: Path | None, as_json: bool, **client
     _check_one(url, directory)
     if directory:
         anyio.run(_local_rollback, directory)
-        _tell(as_json, "the previous image is selected: it runs from the next start on", rolled_back=True)
+        _tell(as_json, "the previous image is selected", rolled_back=True)
         return
     before, after = anyio.run(_act, remote_at(url or "", **client), Remote.rollback, _is_rolled_back)
     if after and before:

@@ -20,15 +20,23 @@ from mgota.transports.http.push import Remote
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FILE = click.Path(path_type=Path)
-FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, readable=False)  # whether it can be read shows when it is
+FOLDER = click.Path(path_type=Path, file_okay=False, readable=False)
 
 TARGETS = ("stm32h5",)
+CHIP_FILES = ("opt", "lock", "power")  # what lies beside --flash FILE, as FILE.opt
 
 
 def some_seconds(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
     """A time: finite, and more than nothing."""
     if not 0 < value < math.inf:
+        raise click.BadParameter("this is no time to wait")
+    return value
+
+
+def no_or_some_seconds(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
+    """A time, or 0 for none."""
+    if not 0 <= value < math.inf:
         raise click.BadParameter("this is no time to wait")
     return value
 
@@ -99,6 +107,8 @@ def check_place(slots: Path | None, target: str | None, flash: Path | None, stat
         raise click.UsageError("--target needs --flash FILE and --state FILE")
     if slots and (flash or state):
         raise click.UsageError("--flash and --state belong to --target")
+    if flash and state and state.resolve() in {flash.resolve(), *(Path(f"{flash.resolve()}.{e}") for e in CHIP_FILES)}:
+        raise click.UsageError("the boot record needs a file of its own: --state is one of the chip's")
 
 
 def client_options(command: F) -> F:

@@ -11,7 +11,8 @@ import click
 from anyio import to_thread
 
 from mgota.cli.options import FILE, FOLDER, as_json, check_place, place_options, read_verifier, trust_options
-from mgota.cli.virtual_device import VirtualDevice, stm32h5, two_slots
+from mgota.cli.virtual_device import VirtualDevice, powered, stm32h5, two_slots
+from mgota.core.image import ImageScan, Verifier
 from mgota.device import VerifiedImage
 from mgota.errors import BusyError, ConfigError
 from mgota.linux.environment import launcher_info
@@ -55,7 +56,7 @@ def provision(
     if slots and slots.is_dir() and launcher_info(slots):
         raise BusyError(f"`mgota run` is at work in {slots}: stop it first, or push the image as an update")
     make = partial(two_slots, slots) if slots else partial(stm32h5, flash or Path(), state or Path())
-    written = anyio.run(_write, partial(make, verifier=verifier), image, size, force)
+    written = anyio.run(_write, partial(make, verifier=verifier), image, size, verifier, force)
     if as_json:
         found = {"slot": written.slot.value, "size": written.size, "image_size": written.image_size}
         click.echo(json.dumps({**found, "sha256": written.sha256, "version": written.version}))
@@ -75,10 +76,23 @@ def _size(path: Path) -> int:
         raise ConfigError(f"{path} cannot be read: {str(exc.strerror).lower()}") from exc
 
 
-async def _write(make: "partial[VirtualDevice]", image: Path, size: int, force: bool) -> VerifiedImage:
+async def _write(
+    make: "partial[VirtualDevice]", image: Path, size: int, verifier: Verifier | None, force: bool
+) -> VerifiedImage:
+    await _check(image, size, verifier)  # a refusal leaves the device as it was
     machine = make()
-    await machine.latch()
-    return await write_first(machine.device, _blocks(image), size=size, force=force)
+    with powered(machine):
+        await machine.latch()
+        return await write_first(machine.device, _blocks(image), size=size, force=force)
+
+
+async def _check(image: Path, size: int, verifier: Verifier | None) -> None:
+    if verifier is None:
+        return
+    scan = ImageScan(size, trailer=verifier.trailer)
+    async for block in _blocks(image):
+        scan.update(block)
+    verifier.check(scan)
 
 
 async def _blocks(path: Path) -> AsyncIterator[bytes]:

@@ -8,16 +8,16 @@ import anyio
 import click
 
 from mgota.cli.commands import log_to_stderr
-from mgota.cli.options import FOLDER, read_verifier, trust_options, window_option
+from mgota.cli.options import FOLDER, no_or_some_seconds, read_verifier, trust_options, window_option
 from mgota.linux.launcher import launch
 
 
 @click.command(context_settings={"allow_interspersed_args": False})  # what follows the command is its own
 @click.option("--dir", "directory", type=FOLDER, required=True, metavar="DIR", help="The device: slots and record.")
 @window_option
-@click.option("--watchdog", type=click.FloatRange(min=0, max=86400), default=10.0, show_default=True, metavar="SECONDS",
+@click.option("--watchdog", type=float, callback=no_or_some_seconds, default=10.0, show_default=True, metavar="SECONDS",
               help="Longest time between two signs of life, from the first one on; 0 asks for none.")  # fmt: skip
-@click.option("--grace", type=click.FloatRange(min=0, max=86400), default=5.0, show_default=True, metavar="SECONDS",
+@click.option("--grace", type=float, callback=no_or_some_seconds, default=5.0, show_default=True, metavar="SECONDS",
               help="From SIGTERM to SIGKILL when the program is to end.")  # fmt: skip
 @trust_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)

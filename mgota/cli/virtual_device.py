@@ -11,8 +11,9 @@ loader or the chip starts it again. Rules:
 - killing the process is a power cut.
 """
 
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+import logging
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ import anyio
 
 from mgota.core.record import Outcome
 from mgota.device import Device
-from mgota.errors import OtaError
+from mgota.errors import OtaError, UpdateRunningError
 from mgota.flash.files import FileLock
 from mgota.flash.targets.stm32h5 import stm32h5 as stm32h5_chip
 from mgota.flash.virtual import VirtualReset, VirtualWatchdog
-from mgota.linux.environment import LOCK, STATE
+from mgota.linux.environment import LAUNCHER, LOCK, STATE
 from mgota.linux.slots import FileSlots
 from mgota.linux.state import FileState
 from mgota.trial import boot_check, run_trial
+
+log = logging.getLogger("mgota.virtual")
 
 Serving = Callable[[Device], AbstractAsyncContextManager[object]]
 """How a device is reached while it runs: `mgota.transports.http.serve`, its options given."""
@@ -43,12 +46,14 @@ class VirtualDevice:
         latch: out of reset, the slot that is selected becomes the running one.
         reset: its reset line.
         watchdog: what bites when it is not fed.
+        power: held while it runs: one process at a time is this device.
     """
 
     device: Device
     latch: Callable[[], Awaitable[object]]
     reset: VirtualReset
     watchdog: VirtualWatchdog
+    power: FileLock
 
 
 def two_slots(directory: Path, **options: Any) -> VirtualDevice:
@@ -61,7 +66,8 @@ def two_slots(directory: Path, **options: Any) -> VirtualDevice:
     reset, watchdog, slots = VirtualReset(), VirtualWatchdog(), FileSlots(directory)
     state, lock = FileState(slots.directory / STATE), FileLock(slots.directory / LOCK)
     device = Device(flash=slots, state=state, watchdog=watchdog, reset=reset, lock=lock, **options)
-    return VirtualDevice(device=device, latch=slots.boot, reset=reset, watchdog=watchdog)
+    power = FileLock(slots.directory / LAUNCHER)
+    return VirtualDevice(device=device, latch=slots.boot, reset=reset, watchdog=watchdog, power=power)
 
 
 def stm32h5(flash: Path, state: Path, **options: Any) -> VirtualDevice:
@@ -81,7 +87,8 @@ def stm32h5(flash: Path, state: Path, **options: Any) -> VirtualDevice:
         "lock": chip.lock,
     }
     device = Device(reset=reset, **parts, **options)
-    return VirtualDevice(device=device, latch=chip.boot, reset=reset, watchdog=chip.watchdog)
+    power = FileLock(flash.with_name(f"{flash.name}.power"))
+    return VirtualDevice(device=device, latch=chip.boot, reset=reset, watchdog=chip.watchdog, power=power)
 
 
 async def power_on(machine: VirtualDevice, serving: Serving, ready: Callable[[], None]) -> None:
@@ -93,13 +100,45 @@ async def power_on(machine: VirtualDevice, serving: Serving, ready: Callable[[],
         ready: called at every boot that goes on, before the device serves.
 
     Raises:
+        UpdateRunningError: another process is this device, or holds it at its first boot.
         OtaError: the device cannot boot.
     """
-    while True:
-        machine.reset.clear()
-        machine.watchdog.restart()
-        await machine.latch()
-        await _until_reset(machine, serving, ready)
+    booted = False
+
+    def goes_on() -> None:
+        nonlocal booted
+        booted = True
+        ready()
+
+    with powered(machine):
+        while True:
+            machine.reset.clear()
+            machine.watchdog.restart()
+            try:
+                await machine.latch()
+                await _until_reset(machine, serving, goes_on)
+            except UpdateRunningError as exc:
+                if not booted:
+                    raise
+                log.warning("the device cannot boot yet: %s", exc)  # it is reached again as soon as it can
+
+
+@contextmanager
+def powered(machine: VirtualDevice) -> Generator[None]:
+    """Be this device, alone.
+
+    Raises:
+        UpdateRunningError: another process is.
+    """
+    held = machine.power.hold()
+    try:
+        held.__enter__()
+    except UpdateRunningError as exc:
+        raise UpdateRunningError(f"another process runs this device: {machine.power.path} is locked") from exc
+    try:
+        yield
+    finally:
+        held.__exit__(None, None, None)
 
 
 async def _until_reset(machine: VirtualDevice, serving: Serving, ready: Callable[[], None]) -> None:

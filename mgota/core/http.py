@@ -35,8 +35,8 @@ MAX_FIELDS: Final = 100
 _HEAD_END = re.compile(rb"\n\r?\n")
 # h11's rule, so that both find the same end: a bare LF ends a line too (RFC 9112 section 2.2 allows it).
 
-_LENGTH = re.compile(rb"[0-9]{1,19}")
-# Plain digits only: no sign, no list, no underscore. 19 digits are more than any image has bytes.
+_LENGTH = re.compile(rb"[0-9]{1,1000}")
+# Plain digits only: no sign, no list, no underscore; and not so many that they are work to read.
 
 _OWS = b" \t"
 

@@ -50,10 +50,7 @@ class FileLock:
             os.close(descriptor)
 
     def _acquire(self) -> int:
-        try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as exc:
-            raise ConfigError(f"the lock file {self.path} cannot be opened: {exc.strerror}") from exc
+        descriptor = self._open()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
@@ -64,6 +61,14 @@ class FileLock:
                 ) from exc
             raise ConfigError(f"the file {self.path} cannot be locked: {exc.strerror}") from exc
         return descriptor
+
+    def _open(self) -> int:
+        try:
+            with suppress(PermissionError):
+                return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)  # somebody else's file can be locked all the same
+        except OSError as exc:
+            raise ConfigError(f"the lock file {self.path} cannot be opened: {exc.strerror}") from exc
 
 
 def replace_file(

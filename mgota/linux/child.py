@@ -4,7 +4,8 @@ Rules:
 - it leads a session and process group of its own: what it starts ends with it; Ctrl-C reaches only the launcher;
 - it dies with the launcher: the kernel kills it when the thread that started it ends (PR_SET_PDEATHSIG, prctl(2)).
   Hence it is started by the thread that runs the event loop, never by a worker;
-- its group is killed before it is reaped: until then nobody else can have its number.
+- its group is killed before it is reaped: until then nobody else can have its number;
+- what left the group falls to the launcher when its parent ends (PR_SET_CHILD_SUBREAPER), and is killed then.
 """
 
 import ctypes
@@ -13,10 +14,11 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import anyio
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _POLL = 0.05  # seconds between two looks, where the kernel has no pidfd_open (before Linux 5.3)
 _GROUP = 0.5  # seconds that the rest of a killed group may take to vanish
 
@@ -35,6 +37,7 @@ class Child:
     def __init__(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
         # A little code between fork and exec is the only way to ask for the death signal; it takes no lock.
         tie = _tie_to(os.getpid())
+        self._strangers = _children()
         self._process = subprocess.Popen(command, env=environ, start_new_session=True, preexec_fn=tie)  # noqa: PLW1509
         self.pid = self._process.pid
 
@@ -69,9 +72,18 @@ class Child:
             await self.ended()
             self._process.wait()
             with anyio.move_on_after(_GROUP):
-                while self._signal(0):  # noqa: ASYNC110  there is no event to wait for
+                while self._signal(0) or self._kill_orphans():  # noqa: ASYNC110  there is no event to wait for
                     await anyio.sleep(_POLL)
         return describe(self._process.returncode)
+
+    def _kill_orphans(self) -> bool:
+        """Kill and reap what the program left behind, one generation at a time; whether there was any."""
+        orphans = _children() - self._strangers
+        for pid in orphans:
+            with suppress(ProcessLookupError, PermissionError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
+        return bool(orphans)
 
     def _has_ended(self) -> bool:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
@@ -81,6 +93,23 @@ class Child:
             os.killpg(self.pid, number)
             return True
         return False
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every orphan among one's descendants, so that none is lost sight of."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0)
+
+
+def _children() -> set[int]:
+    """The direct children of this process: proc_pid_stat(5), field 4."""
+    found: set[int] = set()
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with suppress(OSError, IndexError):  # it ended while we looked
+                after_name = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
+                if int(after_name[1]) == os.getpid():
+                    found.add(int(entry.name))
+    return found
 
 
 def describe(code: int) -> str:

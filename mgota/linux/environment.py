@@ -17,8 +17,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -104,6 +104,8 @@ def device_from_environment(environ: Mapping[str, str], **options: Any) -> Devic
         raise ConfigError(f"{DIR} is no directory: {directory}")
     running = _slot(environ.get(SLOT))
     found: dict[str, Any] = {}
+    if running:
+        found["lock"] = OwnTurn(directory, running)
     if environ.get(WINDOW):
         found["window"] = _seconds(environ, WINDOW)
     if running and (notifier := Notifier.from_environment(environ)):
@@ -113,6 +115,35 @@ def device_from_environment(environ: Mapping[str, str], **options: Any) -> Devic
     if environ.get(TRIAL_UNTIL):
         device.live.trial_until = _seconds(environ, TRIAL_UNTIL)
     return device
+
+
+class OwnTurn:
+    """The device's lock, for a program that the launcher started: held only while it is still that program's turn.
+
+    A process that outlives its turn, because it left the process group, still believes that its slot runs. An update
+    by it would be written over what really does.
+
+    Args:
+        directory: of the device.
+        slot: that the program was started from.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], slot: Slot) -> None:
+        self._directory = Path(directory)
+        self._slot = slot
+
+    @contextmanager
+    def hold(self) -> Generator[None]:
+        """Hold the lock inside a `with` block. Does not wait.
+
+        Raises:
+            UpdateRunningError: another process holds it, or the launcher runs another slot by now.
+        """
+        with FileLock(self._directory / LOCK).hold():
+            info = launcher_info(self._directory)
+            if info and info.slot is not self._slot:
+                raise UpdateRunningError(f"this program is left over from slot {self._slot}: the launcher went on")
+            yield
 
 
 def device_at(directory: str | os.PathLike[str], **options: Any) -> Device:

@@ -31,7 +31,7 @@ from mgota.device import Device
 from mgota.errors import ConfigError, OtaError, SelectError, UpdateRunningError
 from mgota.flash.files import FileLock
 from mgota.linux import environment, watching
-from mgota.linux.child import Child
+from mgota.linux.child import Child, adopt_orphans
 from mgota.linux.environment import LauncherInfo, file_device
 from mgota.linux.listener import Listener, Systemd, listen
 from mgota.linux.notify import NOTIFY_SOCKET, RESET, WATCHDOG_PID, WATCHDOG_USEC, asks
@@ -83,6 +83,7 @@ async def launch(
         raise ConfigError("what is there to run? name a command after --")
     path = _prove(directory, {**options, "window": window})
     systemd = Systemd.from_environment(environ)
+    adopt_orphans()
     async with _seat(path):
         with listen(path) as listener:
             launcher = Launcher(
@@ -255,6 +256,9 @@ class Launcher:
         slot = await device.flash.running_slot()
         if not await device.flash.extent(slot):
             raise ConfigError(f"slot {slot} is empty: write the first image with `mgota provision`")
+        record, _ = await device.load()
+        if record and record.image(slot) is None:  # a `mgota provision` was refused or cut off
+            raise ConfigError(f"what lies in slot {slot} is no image: write one with `mgota provision`")
 
     def _tell_change(self, before: BootRecord | None, after: BootRecord | None) -> None:
         if before is None or after is None or after.revision == before.revision or after.state is not State.CONFIRMED:
@@ -283,7 +287,8 @@ class Launcher:
         # What is left in the socket came from a program that is dead: its last wish counts, nothing else does.
         if any(asks(notice, RESET) for notice in self._listener.pending()) and event is Event.EXITED:
             event = Event.RESET
-        return event, self._tell_end(event, slot, until, how)
+        record, _ = await device.load()
+        return event, self._tell_end(event, slot, until if on_trial(record, slot) else None, how)
 
     async def _watch(self, device: Device, child: Child, slot: Slot, until: float | None) -> Event:
         pulse = Pulse(self._timeout)
@@ -298,7 +303,7 @@ class Launcher:
 
     async def _is_committed(self, device: Device, slot: Slot) -> bool:
         record, _ = await device.load()
-        if record is None or record.state is not State.CONFIRMED:
+        if record is None or on_trial(record, slot):
             return False
         await self._announce(device, slot, None)
         return True

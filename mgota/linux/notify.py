@@ -151,7 +151,7 @@ class NotifyWatchdog:
     """The launcher's or systemd's watchdog over this program; implements `Watchdog`.
 
     Whoever listens keeps the trial's window itself, so that there is nothing to arm; and its watchdog counts from the
-    first feed on, so that a program that never feeds is not watched.
+    first feed on, so that a program that never feeds is not watched. Who feeds has started: the first feed says so.
 
     Args:
         notifier: who listens.
@@ -162,13 +162,15 @@ class NotifyWatchdog:
 
     def __init__(self, notifier: Notifier) -> None:
         self.notifier = notifier
+        self._ready = False
 
     async def arm(self, timeout: float) -> None:
         """Nothing to do: the launcher keeps the window."""
 
     async def feed(self) -> None:
-        """Send WATCHDOG=1."""
-        self.notifier.tell(FEED)
+        """Send WATCHDOG=1, the first time with READY=1."""
+        self.notifier.tell(FEED if self._ready else {**READY, **FEED})
+        self._ready = True
         await anyio.lowlevel.checkpoint()
 
     async def disarm(self) -> None:

@@ -27,14 +27,14 @@ from mgota.core.http import Ends, Refusal, error_refusal
 from mgota.core.origin import is_loopback, plain_address
 from mgota.core.pace import Limits
 from mgota.device import Device, VerifiedImage
-from mgota.errors import OtaError, TransferError, WrongImageError
+from mgota.errors import OtaError, TransferError
 from mgota.session import OtaSession
 from mgota.transports.http.channel import Channel, PlainChannel, StreamChannel
 from mgota.transports.http.connection import Connection, Exchange
 from mgota.transports.http.message import App, Authenticator, Request, Response
 from mgota.transports.http.tls import TlsChannel, check_context
 from mgota.transports.http.upload import upload
-from mgota.trial import check_rollback, commit, rollback
+from mgota.trial import check_commit, check_rollback, commit, rollback
 
 log = logging.getLogger("mgota.http")
 audit = logging.getLogger("mgota.audit")
@@ -147,7 +147,7 @@ class OtaHttp:
             if self.ssl_context is not None and isinstance(channel, PlainChannel):
                 secured = TlsChannel(channel, self.ssl_context)
                 with anyio.fail_after(self.limits.head):
-                    await secured.handshake()
+                    await self._shake_hands(secured, ends)
                 channel = secured
             connection = Connection(channel, self.limits, received)
             while (exchange := await connection.next_exchange(deadline)) and await self._serve(exchange, ends, life):
@@ -158,6 +158,13 @@ class OtaHttp:
             )
         finally:
             await channel.aclose()
+
+    async def _shake_hands(self, channel: TlsChannel, ends: Ends) -> None:
+        try:
+            await channel.handshake()
+        except TransferError as exc:
+            audit.warning("access refused: TLS to %s: %s", ends.peer, exc)
+            raise
 
     async def _serve(self, exchange: Exchange, ends: Ends, life: Life) -> bool:
         """Answer one request: whether another may follow on this connection."""
@@ -269,10 +276,8 @@ class OtaHttp:
         device, image = self.device, decision.image
         if decision.action is Action.ROLLBACK:
             await check_rollback(device, sha256=image)
-        elif image is not None:
-            running = (await device.status()).image
-            if running is None or running.sha256 != image:
-                raise WrongImageError("another image runs than the one that was meant")
+        else:
+            await check_commit(device, sha256=image)
         life.acting = True
         await self._promise(exchange, ends, _OK)
         if decision.action is Action.ROLLBACK:

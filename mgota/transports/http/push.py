@@ -32,9 +32,6 @@ PIECE: Final = 256 * 1024
 LEAVE: Final = 1.0
 """Seconds to wait for `100 Continue`: curl's."""
 
-VERIFYING: Final = 300.0
-"""Seconds that a device may take from the last byte to its answer: it erases, reads back and verifies."""
-
 Image = Path | bytes | BinaryIO
 """The path of a file, the bytes themselves, or a binary file that can be sought."""
 
@@ -69,7 +66,7 @@ def push(
         token: for Bearer authentication.
         user: name and password, for Basic authentication.
         ssl_context: for https; the system's trust if omitted.
-        timeout: seconds in which something has to move.
+        timeout: seconds in which something has to move; the last wait is for the device to read back and verify.
     """
     return Remote(url, token=token, user=user, ssl_context=ssl_context, timeout=timeout).push(image)
 
@@ -83,7 +80,7 @@ class Remote:
         token: for Bearer authentication.
         user: name and password, for Basic authentication.
         ssl_context: for https; the system's trust if omitted.
-        timeout: seconds in which something has to move.
+        timeout: seconds in which something has to move; the last wait is for the device to read back and verify.
 
     Raises:
         ConfigError: the URL is none, or a secret cannot be sent.
@@ -128,7 +125,7 @@ class Remote:
                     sent += len(piece)
                     if goes_on:
                         yield Progress(sent, size)
-                answer = await client.end(VERIFYING)
+                answer = await client.end(self._timeout)
         answer.check()
         if sent < size:
             raise TransferError(f"the device said ok after {sent} of {size} bytes: it is no OTA device")
@@ -140,8 +137,8 @@ class Remote:
             OtaError: it did not tell; see `push`.
         """
         found = await self.get(self._place.prefix + "/status")
-        if "state" not in found:
-            raise TransferError("what answers there is no mgota device: its status has no state")
+        if not _is_status(found):
+            raise TransferError("what answers there is no mgota device: its status makes no sense")
         return found
 
     async def get(self, target: str) -> dict[str, Any]:
@@ -231,3 +228,22 @@ def _read(file: BinaryIO, size: int) -> bytes:
     if not piece:
         raise ConfigError("the image became shorter while it was sent")
     return piece
+
+
+def _is_status(found: dict[str, Any]) -> bool:
+    """Whether the members that a reader goes into are of their kinds."""
+    images = all(
+        image is None or _has(image, sha256=str, size=int) for image in (found.get("image"), found.get("staged"))
+    )
+    trial, update = found.get("trial"), found.get("update")
+    return (
+        isinstance(found.get("state"), str)
+        and images
+        and (trial is None or _has(trial, seconds_left=int | float))
+        and (update is None or _has(update, received=int, size=int))
+    )
+
+
+def _has(value: object, **members: Any) -> bool:
+    known = cast(dict[str, object], value) if isinstance(value, dict) else {}
+    return all(isinstance(known.get(name), kind) for name, kind in members.items())

@@ -237,6 +237,8 @@ def _taken(endpoint: OtaHttp, listeners: Sequence[socket.socket]) -> Sequence[so
 
 async def _bound(endpoint: OtaHttp, host: str, port: int, stack: ExitStack) -> Sequence[socket.socket]:
     """Sockets of our own on every address of `host`; the stack closes them."""
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"there is no port {port}")
     try:
         found = await anyio.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as exc:
