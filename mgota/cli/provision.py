@@ -87,7 +87,7 @@ async def _write(
 
 
 async def _check(image: Path, size: int, verifier: Verifier | None) -> None:
-    if verifier is None:
+    if verifier is None or not size:
         return
     scan = ImageScan(size, trailer=verifier.trailer)
     async for block in _blocks(image):

@@ -7,16 +7,18 @@ import pty
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from terminal import PROGRAM, Serving, Shop, Terminal
+from terminal import PROGRAM, Serving, Shop, Terminal, run
 
 from mgota.cli import push as module
 from mgota.cli.control import describe
 from mgota.cli.push import read_devices
 from mgota.errors import ConfigError, TransferError
+from mgota.flash.files import FileLock
 from mgota.transports.http.push import Remote
 
 
@@ -237,6 +239,62 @@ def test_provision_takes_only_what_is_signed_and_only_once(
         assert "does not fit" in mgota("provision", "large", *place, "--force").line
 
 
+def test_a_refused_first_image_leaves_the_device_as_it_was(shop: Shop, mgota: Terminal, tmp_path: Path) -> None:
+    place = tmp_path / "device"
+    mgota.ok("provision", shop.image("1.0.0"), "--slots", place, "--key", shop.public)
+    before = mgota.ok("status", "--dir", place, "--json").json
+    (tmp_path / "bad").write_bytes(os.urandom(1000))
+    assert "bad signature" in mgota("provision", tmp_path / "bad", "--dir", place, "--force", "--key", shop.public).line
+    assert mgota.ok("status", "--dir", place, "--json").json == before
+    assert (place / "a").read_bytes() == shop.directory.joinpath("fw-1.0.0.signed.bin").read_bytes()
+
+
+@pytest.mark.parametrize("place", [("--slots", "d"), ("--target", "stm32h5", "--flash", "f", "--state", "s")])
+def test_one_process_is_a_device(
+    shop: Shop, mgota: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Serving(*place) as device:
+        assert "another process runs this device" in mgota("serve", "--port", "0", *place).line
+        assert "another process runs this device" in mgota("provision", shop.image("1"), *place).line
+        assert device.status()["image"] is None
+
+
+@pytest.mark.parametrize("state", ["f", "f.opt", "./f.lock", "f.power"])
+def test_the_record_has_a_file_of_its_own(
+    mgota: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = mgota("serve", "--target", "stm32h5", "--flash", "f", "--state", state)
+    assert done.code == 2
+    assert "a file of its own" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_commit_that_cannot_be_done_is_not_promised(shop: Shop, tmp_path: Path) -> None:
+    place = tmp_path / "device"
+    with Serving("--slots", place, "--window", "30") as device:
+        assert run("push", shop.image("1.0.0"), device.url).code == 0
+        device.until(lambda now: now["trial"] is not None)
+        with FileLock(place / "lock").hold():
+            done = run("commit", device.url)
+            assert done.code == 1
+            assert "409" in done.line
+        assert device.status()["state"] == "FAILED"
+        assert run("commit", device.url).code == 0
+
+
+def test_a_lock_held_at_the_end_of_the_window_only_delays_it(shop: Shop, tmp_path: Path) -> None:
+    place = tmp_path / "device"
+    run("provision", shop.image("1.0.0"), "--slots", place)
+    with Serving("--slots", place, "--window", "1") as device:
+        assert run("push", shop.image("2.0.0"), device.url).code == 0
+        device.until(lambda now: now["trial"] is not None)
+        with FileLock(place / "lock").hold():
+            time.sleep(7)  # longer than a boot check waits
+        assert device.until(lambda now: now["state"] == "CONFIRMED")["outcome"] == "rolled_back"
+
+
 def test_an_operator_rolls_back_in_a_directory(shop: Shop, mgota: Terminal, tmp_path: Path) -> None:
     place = tmp_path / "device"
     mgota.ok("provision", shop.image("1.0.0"), "--slots", place, "--key", shop.public)
@@ -244,7 +302,7 @@ def test_an_operator_rolls_back_in_a_directory(shop: Shop, mgota: Terminal, tmp_
         mgota.ok("push", shop.image("2.0.0"), device.url)
         mgota.ok("commit", device.url)
     assert mgota.ok("status", "--dir", place, "--json").json["image"]["version"] == "2.0.0"
-    assert "next start" in mgota.ok("rollback", "--dir", place).out
+    assert "selected" in mgota.ok("rollback", "--dir", place).out
     assert mgota.ok("status", "--dir", place, "--json").json["image"]["version"] == "1.0.0"
 
 

@@ -214,6 +214,8 @@ async def test_a_device_that_takes_nothing_is_a_stall() -> None:
             await send(bytes(256 * PIECE), url, timeout=0.3)
         with pytest.raises(errors.StalledError, match="did not answer"):
             await Remote(url, timeout=0.3).status()
+        with pytest.raises(errors.StalledError, match="did not answer"):  # all of it is in the kernel's buffers
+            await send(b"small", url, timeout=0.3)
         asleep.set()
 
 
@@ -313,3 +315,25 @@ async def test_commit_and_rollback_name_the_image_and_the_url_may_name_the_updat
     assert b"X-MGOTA-Image" not in heads[1]
     assert heads[0].count(b"Authorization: Basic am9lOnBhc3M6d29yZA==") == 1
     assert heads[1].count(b"Authorization: Basic am9lOnBhc3M6d29yZA==") == 1
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {},
+        {"state": 5},
+        {"state": "CONFIRMED", "image": 7},
+        {"state": "CONFIRMED", "image": {"sha256": 1, "size": 1}},
+        {"state": "FAILED", "trial": "x"},
+        {"state": "CONFIRMED", "update": {"received": None}},
+    ],
+)
+async def test_a_status_that_makes_no_sense_is_no_status(found: dict[str, object]) -> None:
+    remote = Remote("http://127.0.0.1:1")
+
+    async def get(_: str) -> dict[str, object]:
+        return found
+
+    remote.get = get  # type: ignore[method-assign]
+    with pytest.raises(errors.TransferError, match="makes no sense"):
+        await remote.status()

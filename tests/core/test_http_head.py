@@ -51,7 +51,6 @@ def test_a_plain_head_has_no_fault() -> None:
         pytest.param(["Content-Length: \u0665".encode()], id="another script's digit"),
         pytest.param([b"Content-Length: 5 5"], id="two numbers"),
         pytest.param([b"Content-Length:"], id="empty"),
-        pytest.param([b"Content-Length: " + b"9" * 20], id="more than any image"),
         pytest.param([b"Content-Length: " + b"9" * 5000], id="more than int() takes"),
         pytest.param([b"X: a", b" Content-Length: 5"], id="folded"),
         pytest.param([b"X: a", b"\tb"], id="folded with a tab"),

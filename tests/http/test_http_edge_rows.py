@@ -70,13 +70,14 @@ async def test_transfer_encoding_on_an_update_is_411() -> None:
         assert (await ask(server.port, chunked)).status == 411
 
 
-async def test_larger_than_the_slot_is_413_before_a_byte_is_read() -> None:
+@pytest.mark.parametrize("size", ["101", "9" * 20])
+async def test_larger_than_the_slot_is_413_before_a_byte_is_read(size: str) -> None:
     fake = FakeDevice(room=100)
     async with serve(fake.device) as server, await Client.open(server.port) as client:
-        await client.send(request("POST", UPDATE, None, "Content-Length: 101", "Expect: 100-continue"))
+        await client.send(request("POST", UPDATE, None, f"Content-Length: {size}", "Expect: 100-continue"))
         reply = await client.reply()
         assert (reply.status, reply.before) == (413, [])
-        assert reply.body == b"image of 101 bytes does not fit the slot of 100\n"
+        assert reply.body == f"image of {size} bytes does not fit the slot of 100\n".encode()
         assert await client.closed()
     assert not fake.flash.opened
     assert fake.state.record is None

@@ -142,6 +142,7 @@ async def test_mutual_tls_is_authentication_and_fails_closed(pki: Pki, caplog: p
         context = client_context(pki, certificate=True)
         assert (await ask(server.port, request("POST", UPDATE, b"image"), tls=context)).status == 200
     assert "no TLS connection" in caplog.text
+    assert any(record.name == "mgota.audit" and "127.0.0.1" in record.message for record in caplog.records)
 
 
 async def test_mutual_tls_does_not_replace_configured_credentials(pki: Pki) -> None:

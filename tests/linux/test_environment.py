@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mgota import Device
+from mgota import Device, OtaSession, rollback
 from mgota.core.geometry import Slot
 from mgota.core.image import Verifier
 from mgota.core.keys import PrivateKey
-from mgota.errors import ConfigError
+from mgota.errors import ConfigError, UpdateRunningError
 from mgota.flash.files import FileLock
 from mgota.linux.environment import LauncherInfo, device_at, device_from_environment, launcher_info
 from mgota.linux.notify import NotifyReset, NotifyWatchdog
@@ -35,6 +35,24 @@ async def test_a_launched_program_finds_its_device(environ: dict[str, str], tmp_
     assert device.lock
     with device.lock.hold():
         assert (tmp_path / "lock").exists()
+
+
+@pytest.mark.asyncio
+async def test_a_program_that_outlived_its_turn_cannot_write(environ: dict[str, str], tmp_path: Path) -> None:
+    """It believes that slot b runs; what it would take for the staging slot is what really does."""
+    (tmp_path / "a").write_bytes(b"what runs")
+    left_over = Device.from_environment(environ)
+    with FileLock(tmp_path / "launcher").hold():
+        (tmp_path / "launcher").write_bytes(LauncherInfo(os.getpid(), "@x", Slot.A).encode())
+        with pytest.raises(UpdateRunningError, match="left over from slot b"):
+            async with OtaSession(left_over, size=9):
+                pytest.fail("it may write")
+        with pytest.raises(UpdateRunningError, match="left over from slot b"):
+            await rollback(left_over)
+        (tmp_path / "launcher").write_bytes(LauncherInfo(os.getpid(), "@x", Slot.B).encode())
+        assert left_over.lock
+        with left_over.lock.hold():
+            assert (tmp_path / "a").read_bytes() == b"what runs"
 
 
 @pytest.mark.asyncio

@@ -333,7 +333,55 @@ async def test_what_a_program_started_ends_with_it(bench: Bench) -> None:
         await until(lambda: not is_alive(other))
 
 
+@pytest.mark.asyncio
+async def test_what_left_its_group_ends_with_it_too(bench: Bench) -> None:
+    bench.install(
+        HEAD
+        + "import subprocess\n"
+        + f"command = [sys.executable, '-I', '-c', {SLEEPER!r}]\n"
+        + "other = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)\n"
+        + "other.stdout.readline()\nsay(f'other {other.pid}')\nsys.exit(0)\n"
+    )
+    async with bench.launched():
+        await until(lambda: len(bench.pids()) == 2)
+        other = int(next(line for line in bench.said() if "other" in line).split()[-1])
+        await until(lambda: not is_alive(other))
+        assert not is_alive(other)
+
+
 # who may launch, and what
+
+
+@pytest.mark.asyncio
+async def test_what_the_record_does_not_know_is_not_run(bench: Bench) -> None:
+    """Half of a first image, for one: its `provision` was cut off."""
+    bench.install(RUNS)
+    await bench.device().state.store(BootRecord())
+    with pytest.raises(ConfigError, match="is no image"):
+        await launch(bench.directory, ["true"])
+    assert not bench.said()
+
+
+@pytest.mark.asyncio
+async def test_the_next_update_ends_the_window_of_the_last(bench: Bench) -> None:
+    """Committed, and TESTING speaks of the other slot already: the program replies yet, and is not killed for it."""
+    commits_and_updates = COMMITS.replace(
+        "    await anyio.sleep_forever()",
+        """    from mgota import OtaSession
+    async def reply():
+        await anyio.sleep(3)
+        say("replied")
+    async with OtaSession(Device.from_environment(), size=1) as ota:
+        await ota.write(b"#")
+        await ota.activate(await ota.seal(), announce=reply)""",
+    )
+    bench.install(RUNS)
+    async with bench.launched(window=2.5):
+        await until(bench.pids)
+        await bench.update(commits_and_updates)
+        os.kill(bench.pids()[0], signal.SIGKILL)
+        await until(lambda: "b replied" in bench.said())
+        assert "b committed True" in bench.said()
 
 
 @pytest.mark.asyncio

@@ -89,15 +89,16 @@ async def test_an_abstract_address_is_reached() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_watchdog_feeds_and_nothing_else(listener: Listener) -> None:
+async def test_a_watchdog_feeds_and_the_first_time_says_that_it_is_ready(listener: Listener) -> None:
     watchdog = NotifyWatchdog(Notifier(listener.address))
     assert isinstance(watchdog, Watchdog)
     assert watchdog.stoppable
     assert watchdog.limit is None
     await watchdog.arm(5)
     await watchdog.feed()
+    await watchdog.feed()
     await watchdog.disarm()
-    assert listener.pending() == [FEED]
+    assert listener.pending() == [{**READY, **FEED}, FEED]
 
 
 @pytest.mark.asyncio
