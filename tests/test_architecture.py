@@ -98,6 +98,7 @@ def test_core_only_decides(module: str) -> None:
     [
         ("cryptography", {"mgota.core.keys"}),
         ("crcmod", {"mgota.core.checksum"}),
+        ("isal", {"mgota.core.checksum"}),
         ("h11", {"mgota.transports.http"}),
         ("fcntl", {"mgota.flash.files"}),
         ("ctypes", {"mgota.linux"}),

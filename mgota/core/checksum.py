@@ -1,18 +1,30 @@
 """The running checksum of what was received, and the same over what is stored.
 
-CRC-32 is zlib's: its value is crcmod's "crc-32", five times as fast, and without holding the interpreter. Every other
-polynomial is crcmod's, by the name in its list of predefined ones: "crc-32-mpeg" for the CRC unit of an STM32 in its
-reset state (RM0481, CRC), "xmodem" for NXP's boot loaders.
+CRC-32 is zlib's: its value is crcmod's "crc-32", five times as fast, and without holding the interpreter. Where the
+extra `fast` is installed, ISA-L computes the same value in a quarter of the time. Every other polynomial is crcmod's, by
+the name in its list of predefined ones: "crc-32-mpeg" for the CRC unit of an STM32 in its reset state (RM0481, CRC),
+"xmodem" for NXP's boot loaders.
 """
 
-from typing import Any, Protocol
-from zlib import crc32
+import zlib
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import crcmod.predefined
 
 from mgota.errors import ConfigError
 
 CRC32 = "crc-32"
+
+ReadableBuffer = bytes | bytearray | memoryview
+
+_Crc32 = Callable[[ReadableBuffer, int], int]
+try:
+    from isal import isal_zlib
+except ImportError:
+    _crc32: _Crc32 = zlib.crc32
+else:
+    _crc32 = cast(_Crc32, getattr(isal_zlib, "crc32"))  # noqa: B009  its stub leaves the buffer's kind open
 
 
 class Checksum(Protocol):
@@ -50,7 +62,7 @@ class _Zlib:
         self.value = 0
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
-        self.value = crc32(data, self.value)
+        self.value = _crc32(data, self.value)
 
 
 class _Crcmod:

@@ -334,6 +334,6 @@ async def test_a_status_that_makes_no_sense_is_no_status(found: dict[str, object
     async def get(_: str) -> dict[str, object]:
         return found
 
-    remote.get = get  # type: ignore[method-assign]
+    remote.get = get  # type: ignore[assignment,method-assign]
     with pytest.raises(errors.TransferError, match="makes no sense"):
         await remote.status()
