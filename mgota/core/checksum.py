@@ -1,8 +1,8 @@
 """The running checksum of what was received, and the same over what is stored.
 
 CRC-32 is zlib's: its value is crcmod's "crc-32", five times as fast, and without holding the interpreter. Where the
-extra `fast` is installed, ISA-L computes the same value in a quarter of the time. Every other polynomial is crcmod's, by
-the name in its list of predefined ones: "crc-32-mpeg" for the CRC unit of an STM32 in its reset state (RM0481, CRC),
+extra `fast` is installed, ISA-L computes the same value in a quarter of the time. Every other polynomial is crcmod's,
+by the name in its list of predefined ones: "crc-32-mpeg" for the CRC unit of an STM32 in its reset state (RM0481, CRC),
 "xmodem" for NXP's boot loaders.
 """
 
