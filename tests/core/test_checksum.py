@@ -1,8 +1,14 @@
 """The running checksum, under the names that backends give it."""
 
+import importlib.util
+import sys
+import types
+import zlib
+
 import pytest
 from hypothesis import given, strategies as st
 
+from mgota.core import checksum as checksums
 from mgota.core.checksum import checksum
 from mgota.errors import ConfigError
 
@@ -44,3 +50,19 @@ def test_any_chunking_of_any_buffer_gives_the_same(name: str, chunks: list[bytes
     for number, chunk in enumerate(chunks):
         pieces.update((bytes, bytearray, memoryview)[number % 3](chunk))
     assert pieces.value == whole.value
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_crc_32_has_one_value_with_and_without_isal(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    stand_in = types.ModuleType("isal")
+    vars(stand_in)["isal_zlib"] = types.SimpleNamespace(crc32=zlib.crc32)
+    monkeypatch.setitem(sys.modules, "isal", stand_in if installed else None)
+    spec = importlib.util.spec_from_file_location("checksum_again", checksums.__file__)
+    assert spec
+    assert spec.loader
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    crc = again.checksum()
+    crc.update(b"12345")
+    crc.update(memoryview(b"6789"))
+    assert crc.value == 0xCBF43926  # the check value of CRC-32
