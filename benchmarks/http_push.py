@@ -63,6 +63,10 @@ def two_sizes(text: str) -> tuple[int, int]:
     return int(small), int(large)
 
 
+_STEAL = 7
+"""Column of /proc/stat: time that the host gave to others. A hundredth of it is enough to spoil a comparison."""
+
+
 def run_rounds(servers: dict[str, Server], image: Image, rounds: int) -> Pushes:
     """Push to each in turn, every round in another order: what one leaves behind is not always paid by the same."""
     names, order = list(servers), Random(rounds)
@@ -131,6 +135,7 @@ def measure(given: argparse.Namespace, directory: Path) -> dict[str, Any]:
     public = directory / "public.pem"
     public.write_bytes(key.public.pem())
     pushes: Pushes = {}
+    before = _processor_times()
     if given.rounds > 0 and given.peers:
         image = make_image(directory / "image", given.size, key)
         with ExitStack() as stack:
@@ -142,13 +147,21 @@ def measure(given: argparse.Namespace, directory: Path) -> dict[str, Any]:
         costs["flat"] = flat(directory, key, public, given.flat)
     if given.lag:
         costs["lag"] = lag(directory, key, public, given.size, max(given.rounds, 1))
-    found = {"size_mib": given.size, "rounds": given.rounds, "peers": summary(pushes), **costs}
+    spent = [after - then for after, then in zip(_processor_times(), before, strict=True)]
+    stolen = spent[_STEAL] / max(sum(spent), 1)
+    found = {"size_mib": given.size, "rounds": given.rounds, "peers": summary(pushes), "stolen": stolen, **costs}
     return {**found, "goals": goals(pushes, costs)}
+
+
+def _processor_times() -> list[int]:
+    return [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
 
 
 def table(found: dict[str, Any]) -> str:
     """The same for a person."""
-    lines = [f"{found['size_mib']} MiB, {found['rounds']} rounds"]
+    lines = [
+        f"{found['size_mib']} MiB, {found['rounds']} rounds; {found['stolen']:.1%} of the processor went to other guests"
+    ]
     lines += [f"{'':12}{'MiB/s':>10}{'÷ floor':>10}{'CPU s/GiB':>12}{'÷ floor':>10}{'peak RSS, MiB':>16}"]
     for name, row in found["peers"].items():
         rate, cpu = (f"{row[what]:.2f}" if row[what] else "-" for what in ("rate_ratio", "cpu_ratio"))
