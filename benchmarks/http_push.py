@@ -160,7 +160,7 @@ def _processor_times() -> list[int]:
 def table(found: dict[str, Any]) -> str:
     """The same for a person."""
     lines = [
-        f"{found['size_mib']} MiB, {found['rounds']} rounds; {found['stolen']:.1%} of the processor went to other guests"
+        f"{found['size_mib']} MiB, {found['rounds']} rounds; {found['stolen']:.1%} of the time went to other guests"
     ]
     lines += [f"{'':12}{'MiB/s':>10}{'÷ floor':>10}{'CPU s/GiB':>12}{'÷ floor':>10}{'peak RSS, MiB':>16}"]
     for name, row in found["peers"].items():
