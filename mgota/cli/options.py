@@ -144,9 +144,9 @@ def read_text(path: Path, what: str) -> str:
         ConfigError: it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"the {what} {path} cannot be read: {_why(exc)}") from exc
+        return read_bytes(path, what).decode()
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"the {what} {path} cannot be read: it is not UTF-8") from exc
 
 
 def read_bytes(path: Path, what: str) -> bytes:
@@ -162,11 +162,7 @@ def read_bytes(path: Path, what: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as exc:
-        raise ConfigError(f"the {what} {path} cannot be read: {_why(exc)}") from exc
-
-
-def _why(exc: OSError | UnicodeDecodeError) -> str:
-    return "it is not UTF-8" if isinstance(exc, UnicodeDecodeError) else str(exc.strerror).lower()
+        raise ConfigError(f"the {what} {path} cannot be read: {str(exc.strerror).lower()}") from exc
 
 
 def lines_of(path: Path, what: str) -> list[str]:
