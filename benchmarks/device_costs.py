@@ -52,7 +52,7 @@ def lag(directory: Path, key: PrivateKey, public: Path, mib: int, rounds: int) -
         _remove(where)
     if len(late) < 2 or not waits:
         raise RuntimeError("the upload was too short to measure lag: take a larger --size")
-    cuts = quantiles(late, n=100)
+    cuts = quantiles(late, n=100, method="inclusive")
     return {
         "ticks": len(late),
         "p50_ms": cuts[49] * 1000,
