@@ -10,6 +10,7 @@ The second level answers the caller's only question: *what should I do?*
     │   ├── BadSignatureError       no trusted key made this signature
     │   ├── DigestError             what is stored is not what was announced
     │   ├── WrongImageError         the request names another image than the running one
+    │   ├── WrongHardwareError      the image was made for another chip, or another address
     │   └── RollbackRefusedError    there is no whole and proven image to go back to
     ├── TransferError           a retry may help
     │   ├── TruncatedError          fewer bytes than declared
@@ -74,6 +75,10 @@ class DigestError(RejectedError):
 
 class WrongImageError(RejectedError):
     """The request was made for another image than the one that runs now."""
+
+
+class WrongHardwareError(RejectedError):
+    """The image was made for another chip, or for another place in its memory."""
 
 
 class RollbackRefusedError(RejectedError):

@@ -9,36 +9,10 @@ Rules:
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from mgota.core.geometry import Area, Geometry, Sector
+from mgota.core.geometry import Area, Geometry
+from mgota.core.nor import Erase, Operation, Program, ReadableBuffer
 from mgota.errors import OverrunError, TooLargeError, TruncatedError
-
-ReadableBuffer = bytes | bytearray | memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class Erase:
-    """Erase this sector."""
-
-    sector: Sector
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """Program whole units, from `offset` on.
-
-    Args:
-        offset: counted from the start of the flash memory.
-        data: valid until the next chunk is fed; it may be a view of the caller's chunk.
-    """
-
-    offset: int
-    data: ReadableBuffer
-
-
-Operation = Erase | Program
-
 
 class Stager:
     """One image on its way into one area.

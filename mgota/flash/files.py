@@ -3,10 +3,13 @@
 Rules:
 - a file is replaced, never changed in place: a temporary in the same directory, flush, fsync, rename, and fsync of
   the directory;
-- an fsync that failed is raised, never retried: the kernel has already thrown the pages away;
+- an fsync that failed is raised, never retried: the kernel has already thrown the pages away. What it was for is
+  doubtful, however often it can be read, until a store succeeds;
+- content is made durable once more before it is acted on: its writer may have been killed before it was;
 - these functions block and raise OSError; the caller brings the thread, and translates.
 """
 
+import errno
 import fcntl
 import os
 import secrets
@@ -69,6 +72,83 @@ class FileLock:
             return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)  # somebody else's file can be locked all the same
         except OSError as exc:
             raise ConfigError(f"the lock file {self.path} cannot be opened: {exc.strerror}") from exc
+
+
+class DoubtfulError(OSError):
+    """The file can be read, but an fsync for what it holds has failed: a power cut may leave something else."""
+
+
+class DurableFile:
+    """A small file that is read and replaced as a whole, and only says what a power cut leaves true.
+
+    It blocks and raises OSError; the caller brings the thread, and translates. One caller at a time.
+
+    Args:
+        path: the file. A symbolic link is followed, so that the content can lie on another medium.
+        limit: bytes of the largest content.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], limit: int) -> None:
+        self.path = Path(path)
+        self.limit = limit
+        self._durable = False  # something was loaded or stored, and fsynced: from then on we are the writer
+        # More than one: a store that failed early leaves in place what an earlier one, that failed late, put there.
+        self._doubtful = set[bytes]()
+
+    def load(self) -> bytes | None:
+        """What the file holds, made durable if it was not; None if there is no file.
+
+        A file larger than `limit` gives its first `limit` + 1 bytes: whoever decodes it sees that it is too long.
+
+        Raises:
+            DoubtfulError: it may not be on the disk, and only a `store` that succeeds can change that.
+            OSError: it cannot be read or made durable, or is no file.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        try:
+            data = _read_up_to(descriptor, self.limit + 1)
+            self._make_durable(descriptor, data)
+        finally:
+            os.close(descriptor)
+        return data
+
+    def store(self, data: bytes) -> None:
+        """Replace the content. When this returns, it is durable.
+
+        Raises:
+            OSError: it was not stored, or nobody knows; what `load` returns from now on is durable all the same. More
+                than `limit` bytes are refused (EFBIG).
+        """
+        if len(data) > self.limit:
+            raise OSError(errno.EFBIG, f"{len(data)} bytes, and {self.limit} are the limit")
+        try:
+            replace_file(self.path, data)
+        except OSError:
+            self._doubtful.add(data)  # a file that holds the old content still holds it, and is not in doubt
+            raise
+        self._doubtful.clear()
+        self._durable = True
+
+    def _make_durable(self, descriptor: int, data: bytes) -> None:
+        if data in self._doubtful:
+            raise DoubtfulError(errno.EIO, "nobody knows whether it is on the disk")
+        if self._durable:
+            return
+        self._doubtful.add(data)
+        os.fsync(descriptor)
+        sync_directory(Path(os.path.realpath(self.path)).parent)
+        self._doubtful.discard(data)
+        self._durable = True
+
+
+def _read_up_to(descriptor: int, size: int) -> bytes:
+    data = b""
+    while piece := os.read(descriptor, size - len(data)):
+        data += piece
+    return data
 
 
 def replace_file(

@@ -11,7 +11,8 @@ from anyio import CancelScope
 from anyio.lowlevel import checkpoint
 
 from mgota.core.geometry import Area
-from mgota.core.stager import Erase, Operation, Stager
+from mgota.core.nor import Erase, Operation
+from mgota.core.stager import Stager
 from mgota.errors import FlashError
 from mgota.ports import NorFlash, ReadableBuffer
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from mgota.core.geometry import Area, Geometry, Region, Sector, uniform
-from mgota.core.stager import Erase, Operation, Program, Stager
+from mgota.core.nor import Erase, Operation, Program
+from mgota.core.stager import Stager
 from mgota.errors import ConfigError, OverrunError, TooLargeError, TruncatedError
 from mgota.flash.simulator import Kind, NorSimulator
 

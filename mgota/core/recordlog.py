@@ -1,0 +1,199 @@
+"""A small value that survives power cuts on raw NOR flash: a log in three sectors.
+
+    sector 1   │ value 4 │ seal 4 │ value 5 │ value 6 │ value 7 │   full: the next value opens the oldest sector
+    sector 2   │ value 7 │ seal 7 │ value 8 │ blank …
+    sector 3   │ value 2 │ seal 2 │ value 3 │ value 4 │ …           the oldest
+
+Rules:
+- a unit is programmed once per erase, as flash with ECC demands, and what was programmed is read back;
+- a sector begins with its first record and a second copy of it, the *seal*: sealed, it stands without its predecessor;
+- `mount` writes what it read into a fresh sector before anybody acts on it. A record that was torn by a power cut may
+  read well now and be gone later: this is the rule that naive journals miss;
+- three sectors, because the one that is erased must be neither the newest nor the one before: two are not enough;
+- epochs keep the remains of a torn erase from winning.
+
+SPEC.md describes the bits, and DESIGN.md why every cut recovers.
+"""
+
+import struct
+from dataclasses import dataclass
+from enum import Enum
+from zlib import crc32
+
+from mgota.core.geometry import Geometry, Sector
+from mgota.core.nor import Erase, Job, Program, Read
+from mgota.errors import ConfigError, FlashError, StateError, VerifyError
+
+MAGIC = b"MGL1"
+HEAD = struct.Struct("<4sIHBxI")
+"""Magic, epoch, bytes of the value, kind, a zero byte, CRC-32 of the twelve bytes before and the value."""
+
+SECTORS = 3
+
+
+class Kind(Enum):
+    """What a log is for: one is never mistaken for the other."""
+
+    SWAP = 1
+    STATE = 2
+
+
+def encode_entry(epoch: int, kind: Kind, value: bytes) -> bytes:
+    """The bytes of a record, not padded yet."""
+    head = HEAD.pack(MAGIC, epoch, len(value), kind.value, 0)[:-4]
+    return head + crc32(head + value).to_bytes(4, "little") + value
+
+
+def decode_entry(data: bytes, kind: Kind, at: int = 0) -> tuple[int, bytes] | None:
+    """Epoch and value of the record at offset `at`, or None if none begins there."""
+    start = at + HEAD.size
+    if start > len(data):
+        return None
+    magic, epoch, length, found, crc = HEAD.unpack_from(data, at)
+    if magic != MAGIC or found != kind.value or start + length > len(data):
+        return None
+    value = data[start : start + length]
+    return (epoch, value) if crc == crc32(data[at : start - 4] + value) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """What a sector of a log says.
+
+    Args:
+        index: which of the three.
+        epoch: of its first record.
+        sealed: anything follows its first record.
+        value: of its last valid record.
+    """
+
+    index: int
+    epoch: int
+    sealed: bool
+    value: bytes
+
+
+class RecordLog:
+    """A log of values in three sectors; only its newest value counts.
+
+    Args:
+        geometry: of the flash memory.
+        sectors: three of its sectors, which hold nothing else.
+        kind: what the log is for.
+
+    Raises:
+        ConfigError: these are not three sectors.
+    """
+
+    def __init__(self, geometry: Geometry, sectors: tuple[Sector, ...], kind: Kind) -> None:
+        if len(set(sectors)) != SECTORS or not set(sectors) <= set(geometry.sectors):
+            raise ConfigError("a record log needs three sectors of its flash memory")
+        self._geometry = geometry
+        self._sectors = sectors
+        self._kind = kind
+        self._blank = geometry.blank(max(sector.length for sector in sectors))
+        self._order = list(range(SECTORS))  # newest first
+        self._epoch = 0
+        self._position = 0  # where the next record goes, in the newest sector
+
+    @property
+    def max_value(self) -> int:
+        """Bytes of the longest value: a sector must hold it twice."""
+        half = min(sector.length for sector in self._sectors) // 2
+        return half // self._geometry.program_unit * self._geometry.program_unit - HEAD.size
+
+    def mount(self, fresh: bytes | None) -> Job[bytes | None]:
+        """The newest value, after it was written once more. To be called before anything else, at every boot.
+
+        Args:
+            fresh: the value that a new log begins with; None lets a new one stay blank, and its value is None.
+
+        Raises:
+            StateError: there is something, but no value in it, and nothing to begin with.
+            FlashError: the memory failed.
+        """
+        scanned: list[Scanned] = []
+        used = 0
+        for index, sector in enumerate(self._sectors):
+            data = yield Read(sector.start, sector.length)
+            used += data != self._blank[: len(data)]
+            if found := self._scan(index, data):
+                scanned.append(found)
+        if not scanned:
+            if fresh is None and used > 1:  # one sector: the very first record was torn
+                raise StateError("the record log is damaged: no sector of it begins with a valid record")
+            self._order, self._epoch = [2, 1, 0], 0
+            if fresh is not None:
+                yield from self._open(fresh)
+            return fresh
+        scanned.sort(key=lambda found: found.epoch, reverse=True)
+        source, order = self._choose(scanned)
+        self._order, self._epoch = order, scanned[0].epoch
+        yield from self._open(source.value)
+        return source.value
+
+    def append(self, value: bytes) -> Job[None]:
+        """Make `value` the newest. When this ends, it is durable.
+
+        Raises:
+            StateError: it is too long.
+            FlashError: the memory failed, and nobody knows which value is the newest.
+        """
+        if len(value) > self.max_value:
+            raise StateError(f"a record of {len(value)} bytes does not fit this log: {self.max_value} at most")
+        data = self._padded(value)
+        newest = self._sectors[self._order[0]]
+        if self._epoch and self._position + len(data) <= newest.length and (yield from self._put(data)):
+            return
+        yield from self._open(value)  # full, or a bad unit
+
+    def _scan(self, index: int, data: bytes) -> Scanned | None:
+        first = decode_entry(data, self._kind)
+        if first is None:
+            return None
+        epoch, value = first
+        position = behind_first = self._room(len(value))
+        while (entry := decode_entry(data, self._kind, position)) and entry[0] == epoch:
+            value = entry[1]
+            position += self._room(len(value))
+        sealed = data[behind_first:] != self._blank[: len(data) - behind_first]
+        return Scanned(index, epoch, sealed, value)
+
+    def _choose(self, scanned: list[Scanned]) -> tuple[Scanned, list[int]]:
+        """Whose value counts, and the sectors from the newest to the one to open next, newest `scanned` first."""
+        newest = scanned[0].index
+        if not scanned[0].sealed and len(scanned) > 1:  # its predecessor still stands, and nothing else was touched
+            source = scanned[1].index
+            return scanned[1], [source, SECTORS - newest - source, newest]
+        second = scanned[1].index if len(scanned) > 1 else (newest + 1) % SECTORS
+        return scanned[0], [newest, second, SECTORS - newest - second]
+
+    def _open(self, value: bytes) -> Job[None]:
+        """Begin the oldest sector with `value`, and seal it."""
+        index = self._order[-1]
+        self._epoch, self._position = self._epoch + 1, 0
+        self._order = [index, *self._order[:-1]]
+        data = self._padded(value)
+        yield Erase(self._sectors[index])
+        for _ in range(2):
+            if not (yield from self._put(data)):
+                raise VerifyError(f"the record log's sector at {self._sectors[index].start:#x} does not keep a record")
+
+    def _put(self, data: bytes) -> Job[bool]:
+        """Program the next record of the newest sector and read it back."""
+        offset = self._sectors[self._order[0]].start + self._position
+        self._position += len(data)
+        try:
+            yield Program(offset, data)
+            return (yield Read(offset, len(data))) == data
+        except FlashError:
+            return False
+
+    def _padded(self, value: bytes) -> bytes:
+        entry = encode_entry(self._epoch, self._kind, value)
+        room = self._room(len(value))
+        return entry + self._geometry.blank(room)[len(entry) :]
+
+    def _room(self, length: int) -> int:
+        unit = self._geometry.program_unit
+        return -(-(HEAD.size + length) // unit) * unit
