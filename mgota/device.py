@@ -36,6 +36,7 @@ from mgota.core.boot import (
 )
 from mgota.core.geometry import Slot
 from mgota.core.image import ImageScan, Trailer, Verifier
+from mgota.core.inspect import Inspect
 from mgota.core.record import BootRecord, SlotImage
 from mgota.errors import ConfigError, DigestError, OtaError, StateError, UpdateRunningError
 from mgota.ports import BlockingReads, FlashBackend, ProcessLock, Resetter, StateStore, Watchdog
@@ -101,6 +102,7 @@ class Device:
         flash: where the two slots lie.
         state: where the boot record survives.
         verifier: which images are taken; None takes every image, and no trailer is expected.
+        inspect: looks at images besides: are they for this chip? None does not ask.
         watchdog: the dead man's switch of a trial.
         reset: how the device starts again; None leaves that to the caller.
         lock: keeps other processes away.
@@ -114,6 +116,7 @@ class Device:
     flash: FlashBackend
     state: StateStore
     verifier: Verifier | None = None
+    inspect: Inspect | None = None
     watchdog: Watchdog | None = None
     reset: Resetter | None = None
     lock: ProcessLock | None = None
@@ -234,18 +237,21 @@ class Device:
         scan = await self.scan(slot, extent, trailer=None)
         return SlotImage(size=extent, image_size=extent, sha256=scan.sha256.hex(), version=scan.version)
 
-    async def scan(self, slot: Slot, size: int, *, trailer: Trailer | None) -> ImageScan:
+    async def scan(
+        self, slot: Slot, size: int, *, trailer: Trailer | None, inspect: Inspect | None = None
+    ) -> ImageScan:
         """Read an image back from flash, front to back.
 
         Args:
             slot: where it lies.
             size: bytes, trailer included.
             trailer: the form of the trailer; None where there is none.
+            inspect: makes what looks at the firmware besides.
 
         Raises:
             ReadError: it could not be read.
         """
-        scan = ImageScan(size, trailer=trailer, crc=self.flash.crc)
+        scan = ImageScan(size, trailer=trailer, crc=self.flash.crc, inspect=inspect)
         if isinstance(self.flash, BlockingReads):
             await anyio.to_thread.run_sync(_scan_blocking, scan, self.flash, slot, size)
             return scan
@@ -269,11 +275,14 @@ class Device:
             VerifyError: what is stored is not what was received.
             UnsignedError: a signature is required and there is none.
             BadSignatureError: no trusted key made the signature.
+            WrongHardwareError: the image is for another chip.
         """
-        scan = await self.scan(slot, size, trailer=self.verifier.trailer if self.verifier else None)
+        trailer = self.verifier.trailer if self.verifier else None
+        scan = await self.scan(slot, size, trailer=trailer, inspect=self.inspect)
         scan.expect_crc(crc)
         if self.verifier:
             self.verifier.check(scan)
+        scan.expect_this_chip()
         image = SlotImage(size=scan.firmware_size, image_size=size, sha256=scan.sha256.hex(), version=scan.version)
         return VerifiedImage(slot, image, sealed=_SEALED)
 

@@ -17,6 +17,7 @@ _COMMANDS = {
     "rollback": ("mgota.cli.control", "Return to the previous image."),
     "serve": ("mgota.cli.serve", "Be a virtual device."),
     "run": ("mgota.cli.run", "Start the program in the running slot, and watch it."),
+    "targets": ("mgota.cli.targets", "List the chips, their flash memories, and how safe their swap is."),
     "provision": ("mgota.cli.provision", "Write a device's first image."),
     "demo": ("mgota.cli.demo", "Watch a device being updated, rolled back, and refusing bad images."),
 }

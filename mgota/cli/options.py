@@ -23,9 +23,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, readable=False)  # whether it can be read shows when it is
 FOLDER = click.Path(path_type=Path, file_okay=False, readable=False)
 
-TARGETS = ("stm32h5",)
-CHIP_FILES = ("opt", "lock", "power")  # what lies beside --flash FILE, as FILE.opt
-
 
 def some_seconds(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
     """A time: finite, and more than nothing."""
@@ -81,34 +78,6 @@ def trust_options(command: F) -> F:
         help="A public key that is trusted; several may be given. Without any, every image is taken.",
     )
     return key(trailer_option(command))
-
-
-def place_options(command: F) -> F:
-    """Where a device's files are: `--slots`, or `--target` with `--flash` and `--state`."""
-    for option in (
-        click.option("--state", type=FILE, metavar="FILE", help="Where the boot record is kept."),
-        click.option("--flash", type=FILE, metavar="FILE", help="The raw flash array; made blank if it is missing."),
-        click.option("--target", type=click.Choice(TARGETS), help="A chip."),
-        click.option("--slots", type=FOLDER, metavar="DIR", help="Two slots as files; made if missing."),
-    ):
-        command = option(command)
-    return command
-
-
-def check_place(slots: Path | None, target: str | None, flash: Path | None, state: Path | None) -> None:
-    """Whether the options name one device.
-
-    Raises:
-        UsageError: they do not.
-    """
-    if (slots is None) == (target is None):
-        raise click.UsageError("which device? give either --slots DIR or --target stm32h5 --flash FILE --state FILE")
-    if target and not (flash and state):
-        raise click.UsageError("--target needs --flash FILE and --state FILE")
-    if slots and (flash or state):
-        raise click.UsageError("--flash and --state belong to --target")
-    if flash and state and state.resolve() in {flash.resolve(), *(Path(f"{flash.resolve()}.{e}") for e in CHIP_FILES)}:
-        raise click.UsageError("the boot record needs a file of its own: --state is one of the chip's")
 
 
 def client_options(command: F) -> F:

@@ -10,8 +10,9 @@ import anyio
 import click
 from anyio import to_thread
 
-from mgota.cli.options import FILE, FOLDER, as_json, check_place, place_options, read_verifier, trust_options
-from mgota.cli.virtual_device import VirtualDevice, powered, stm32h5, two_slots
+from mgota.cli.options import FILE, FOLDER, as_json, read_verifier, trust_options
+from mgota.cli.place import Place, place_options
+from mgota.cli.virtual_device import VirtualDevice, powered
 from mgota.core.image import ImageScan, Verifier
 from mgota.device import VerifiedImage
 from mgota.errors import BusyError, ConfigError
@@ -31,11 +32,7 @@ BLOCK = 1 << 20
 def provision(
     *,
     image: Path,
-    directory: Path | None,
-    slots: Path | None,
-    target: str | None,
-    flash: Path | None,
-    state: Path | None,
+    place: Place,
     keys: tuple[Path, ...],
     trailer: str,
     force: bool,
@@ -47,16 +44,11 @@ def provision(
         mgota provision app.signed.pyz --dir /var/lib/app --key public.pem
         mgota provision fw.signed.bin --target stm32h5 --flash chip.bin --state chip.state --key public.pem
     """  # noqa: D301  \b keeps click from joining the lines
-    if directory and slots:
-        raise click.UsageError("--dir and --slots are the same: give one")
-    slots = directory or slots
-    check_place(slots, target, flash, state)
     verifier = read_verifier(keys, trailer)
     size = _size(image)
-    if slots and slots.is_dir() and launcher_info(slots):
-        raise BusyError(f"`mgota run` is at work in {slots}: stop it first, or push the image as an update")
-    make = partial(two_slots, slots) if slots else partial(stm32h5, flash or Path(), state or Path())
-    written = anyio.run(_write, partial(make, verifier=verifier), image, size, verifier, force)
+    if place.slots and place.slots.is_dir() and launcher_info(place.slots):
+        raise BusyError(f"`mgota run` is at work in {place.slots}: stop it first, or push the image as an update")
+    written = anyio.run(_write, partial(place.device, verifier=verifier), image, size, verifier, force)
     if as_json:
         found = {"slot": written.slot.value, "size": written.size, "image_size": written.image_size}
         click.echo(json.dumps({**found, "sha256": written.sha256, "version": written.version}))

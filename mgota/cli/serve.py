@@ -18,16 +18,15 @@ import click
 from mgota.cli.commands import log_to_stderr
 from mgota.cli.options import (
     FILE,
-    check_place,
     lines_of,
-    place_options,
     read_user,
     read_verifier,
     tls_fault,
     trust_options,
     window_option,
 )
-from mgota.cli.virtual_device import Serving, VirtualDevice, power_on, stm32h5, two_slots
+from mgota.cli.place import Place, place_options
+from mgota.cli.virtual_device import Serving, VirtualDevice, power_on
 from mgota.core.access import Credentials
 from mgota.core.origin import Hosts, is_loopback
 from mgota.errors import ConfigError
@@ -49,10 +48,7 @@ from mgota.transports.http import serve as serve_http
 @click.option("--insecure", is_flag=True, help="Listen beyond loopback without any authentication.")
 def serve(
     *,
-    slots: Path | None,
-    target: str | None,
-    flash: Path | None,
-    state: Path | None,
+    place: Place,
     keys: tuple[Path, ...],
     trailer: str,
     host: str,
@@ -74,9 +70,9 @@ def serve(
     \b
     mgota serve --slots DIR
     mgota serve --target stm32h5 --flash chip.bin --state chip.state --key public.pem
+    mgota serve --target stm32f4 --part STM32F405xG --flash chip.bin --state chip.state --check-image
     """  # noqa: D301  \b keeps click from joining the lines
     log_to_stderr(logging.INFO)
-    check_place(slots, target, flash, state)
     verifier = read_verifier(keys, trailer)
     auth = _credentials(token_file, user_file)
     context = _server_context(cert, key_file, client_ca)
@@ -94,14 +90,8 @@ def serve(
             "allow_hosts": allow_host,
         }
         serving = partial(serve_http, listeners=[listener], **options)
-        make = partial(_make, slots, flash, state, verifier=verifier, window=window)
+        make = partial(place.device, verifier=verifier, window=window)
         anyio.run(_run, make, serving, _url(listener, secure=context is not None))
-
-
-def _make(slots: Path | None, flash: Path | None, state: Path | None, **options: Any) -> VirtualDevice:
-    if flash and state:
-        return stm32h5(flash, state, **options)
-    return two_slots(slots or Path(), **options)
 
 
 async def _run(make: Callable[[], VirtualDevice], serving: Serving, url: str) -> None:

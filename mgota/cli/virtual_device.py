@@ -24,7 +24,8 @@ from mgota.core.record import Outcome
 from mgota.device import Device
 from mgota.errors import OtaError, UpdateRunningError
 from mgota.flash.files import FileLock
-from mgota.flash.targets.stm32h5 import stm32h5 as stm32h5_chip
+from mgota.flash.targets.table import Target
+from mgota.flash.targets.virtual import virtual_target
 from mgota.flash.virtual import VirtualReset, VirtualWatchdog
 from mgota.linux.environment import LAUNCHER, LOCK, STATE
 from mgota.linux.slots import FileSlots
@@ -70,25 +71,26 @@ def two_slots(directory: Path, **options: Any) -> VirtualDevice:
     return VirtualDevice(device=device, latch=slots.boot, reset=reset, watchdog=watchdog, power=power)
 
 
-def stm32h5(flash: Path, state: Path, **options: Any) -> VirtualDevice:
-    """A virtual STM32H5. Blocks.
+def chip(target: Target, flash: Path, state: Path, **options: Any) -> VirtualDevice:
+    """A chip of the table. Blocks.
 
     Args:
-        flash: the raw array, physical bank 1 first; made blank if it is missing.
-        state: the boot record.
+        target: which one.
+        flash: the raw array; made if it is missing.
+        state: the boot record; a journal of the gateway lies beside it, as STATE.journal.
         options: further arguments of `Device`.
     """
     reset = VirtualReset()
-    chip = stm32h5_chip(flash, reset=reset)
+    found = virtual_target(target, flash, journal=state.with_name(f"{state.name}.journal"), reset=reset)
     parts: dict[str, Any] = {
-        "flash": chip.backend,
+        "flash": found.backend,
         "state": FileState(state),
-        "watchdog": chip.watchdog,
-        "lock": chip.lock,
+        "watchdog": found.watchdog,
+        "lock": found.lock,
     }
     device = Device(reset=reset, **parts, **options)
     power = FileLock(flash.with_name(f"{flash.name}.power"))
-    return VirtualDevice(device=device, latch=chip.boot, reset=reset, watchdog=chip.watchdog, power=power)
+    return VirtualDevice(device=device, latch=found.boot, reset=reset, watchdog=found.watchdog, power=power)
 
 
 async def power_on(machine: VirtualDevice, serving: Serving, ready: Callable[[], None]) -> None:

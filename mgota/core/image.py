@@ -17,6 +17,7 @@ from enum import StrEnum
 from hashlib import sha256
 
 from mgota.core.checksum import CRC32, checksum
+from mgota.core.inspect import Inspect
 from mgota.core.keys import RAW_SIZE, PublicKey
 from mgota.errors import BadSignatureError, ConfigError, UnsignedError, VerifyError
 
@@ -53,12 +54,16 @@ class ImageScan:
         size: bytes of the image, trailer included.
         trailer: the form of the trailer, or None where none is expected and all of the image is firmware.
         crc: name of the checksum.
+        inspect: makes what looks at the firmware besides, or None.
     """
 
-    def __init__(self, size: int, *, trailer: Trailer | None, crc: str = CRC32) -> None:
+    def __init__(
+        self, size: int, *, trailer: Trailer | None, crc: str = CRC32, inspect: Inspect | None = None
+    ) -> None:
         self.size = size
         self.trailer = trailer
         self.firmware_size = max(size - trailer.size, 0) if trailer else size
+        self._inspector = inspect(self.firmware_size) if inspect else None
         self.version: str | None = None
         self.trailer_bytes = b""
         self._position = 0
@@ -85,12 +90,23 @@ class ImageScan:
         if received is not None and received != self.crc:
             raise VerifyError("what is stored is not what was received")
 
+    def expect_this_chip(self) -> None:
+        """Ask the inspector, if there is one.
+
+        Raises:
+            RejectedError: the firmware is damaged, or for another chip.
+        """
+        if self._inspector:
+            self._inspector.finish()
+
     def update(self, block: bytes | bytearray | memoryview) -> None:
         """The next bytes of the image."""
         self._crc.update(block)
         view = memoryview(block)
         firmware = view[: max(self.firmware_size - self._position, 0)]
         self._sha256.update(firmware)
+        if self._inspector:
+            self._inspector.update(firmware)
         if self.version is None:
             self._look_for_version(block, len(firmware))
         self.trailer_bytes += bytes(view[len(firmware) :])

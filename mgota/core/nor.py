@@ -1,8 +1,8 @@
 """What is done to a flash memory, said and not done.
 
-A `Job` is a generator: it yields an action, whoever performs it sends back the bytes of a `Read` or a `Kept` (nothing for the
-others) or throws the `FlashError` that it ended in, and at its end it returns a result. So the rules of swapping and recording stand in the core, and tests drive
-them without an event loop.
+A `Job` is a generator: it yields an action; whoever performs it sends back the bytes of a `Read` or a `Kept` (nothing
+for the others), or throws the `FlashError` that it ended in; at its end the job returns a result. So the rules of
+swapping and recording stand in the core, and tests drive them without an event loop.
 """
 
 from collections.abc import Generator

@@ -30,6 +30,10 @@ HEAD = struct.Struct("<4sIHBxI")
 
 SECTORS = 3
 
+LAST_EPOCH = 0xFFFFFFFF
+LONGEST = 0xFFFF
+"""Bytes of a value that the head can say."""
+
 
 class Kind(Enum):
     """What a log is for: one is never mistaken for the other."""
@@ -82,7 +86,7 @@ class RecordLog:
         kind: what the log is for.
 
     Raises:
-        ConfigError: these are not three sectors.
+        ConfigError: these are not three sectors, or they are too small for any record.
     """
 
     def __init__(self, geometry: Geometry, sectors: tuple[Sector, ...], kind: Kind) -> None:
@@ -95,12 +99,14 @@ class RecordLog:
         self._order = list(range(SECTORS))  # newest first
         self._epoch = 0
         self._position = 0  # where the next record goes, in the newest sector
+        if self.max_value < 1:
+            raise ConfigError("the sectors of a record log must hold a record twice: these are too small")
 
     @property
     def max_value(self) -> int:
         """Bytes of the longest value: a sector must hold it twice."""
         half = min(sector.length for sector in self._sectors) // 2
-        return half // self._geometry.program_unit * self._geometry.program_unit - HEAD.size
+        return min(half // self._geometry.program_unit * self._geometry.program_unit - HEAD.size, LONGEST)
 
     def mount(self, fresh: bytes | None) -> Job[bytes | None]:
         """The newest value, after it was written once more. To be called before anything else, at every boot.
@@ -112,6 +118,7 @@ class RecordLog:
             StateError: there is something, but no value in it, and nothing to begin with.
             FlashError: the memory failed.
         """
+        self._order, self._epoch = [2, 1, 0], 0  # what was known before counts no more
         scanned: list[Scanned] = []
         used = 0
         for index, sector in enumerate(self._sectors):
@@ -122,7 +129,6 @@ class RecordLog:
         if not scanned:
             if fresh is None and used > 1:  # one sector: the very first record was torn
                 raise StateError("the record log is damaged: no sector of it begins with a valid record")
-            self._order, self._epoch = [2, 1, 0], 0
             if fresh is not None:
                 yield from self._open(fresh)
             return fresh
@@ -139,8 +145,6 @@ class RecordLog:
             StateError: it is too long.
             FlashError: the memory failed, and nobody knows which value is the newest.
         """
-        if len(value) > self.max_value:
-            raise StateError(f"a record of {len(value)} bytes does not fit this log: {self.max_value} at most")
         data = self._padded(value)
         newest = self._sectors[self._order[0]]
         if self._epoch and self._position + len(data) <= newest.length and (yield from self._put(data)):
@@ -148,16 +152,21 @@ class RecordLog:
         yield from self._open(value)  # full, or a bad unit
 
     def _scan(self, index: int, data: bytes) -> Scanned | None:
-        first = decode_entry(data, self._kind)
+        first = self._entry(data, 0)
         if first is None:
             return None
         epoch, value = first
         position = behind_first = self._room(len(value))
-        while (entry := decode_entry(data, self._kind, position)) and entry[0] == epoch:
+        while (entry := self._entry(data, position)) and entry[0] == epoch:
             value = entry[1]
             position += self._room(len(value))
         sealed = data[behind_first:] != self._blank[: len(data) - behind_first]
         return Scanned(index, epoch, sealed, value)
+
+    def _entry(self, data: bytes, at: int) -> tuple[int, bytes] | None:
+        """The record at an offset of a sector; one that no log can have written is none."""
+        entry = decode_entry(data, self._kind, at)
+        return entry if entry and entry[0] < LAST_EPOCH and len(entry[1]) <= self.max_value else None
 
     def _choose(self, scanned: list[Scanned]) -> tuple[Scanned, list[int]]:
         """Whose value counts, and the sectors from the newest to the one to open next, newest `scanned` first."""
@@ -190,6 +199,8 @@ class RecordLog:
             return False
 
     def _padded(self, value: bytes) -> bytes:
+        if len(value) > self.max_value:  # before anything is erased
+            raise StateError(f"a record of {len(value)} bytes does not fit this log: {self.max_value} at most")
         entry = encode_entry(self._epoch, self._kind, value)
         room = self._room(len(value))
         return entry + self._geometry.blank(room)[len(entry) :]

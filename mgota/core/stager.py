@@ -14,6 +14,7 @@ from mgota.core.geometry import Area, Geometry
 from mgota.core.nor import Erase, Operation, Program, ReadableBuffer
 from mgota.errors import OverrunError, TooLargeError, TruncatedError
 
+
 class Stager:
     """One image on its way into one area.
 

@@ -37,6 +37,9 @@ from mgota.errors import ConfigError, FlashError, SelectError, StateError
 ATTEMPTS = 2
 """How often a destination may refuse its data before the swap turns around."""
 
+LARGEST = 0x7FFF
+"""Logical sectors of the largest slot: the journal counts two steps for each of them in sixteen bits."""
+
 
 class JournalPlace(StrEnum):
     """Where the journal of a swap lies."""
@@ -93,7 +96,7 @@ def plan_swap(geometry: Geometry, journal: JournalPlace) -> SwapLayout:
     end = kept[0].start if kept else geometry.size
     size = max(region.sector for region in geometry.regions)
     units = list(_logical_sectors(geometry, size, end))
-    for count in range((len(units) - 1) // 2, 0, -1):
+    for count in range(min((len(units) - 1) // 2, LARGEST), 0, -1):
         primary, secondary = units[:count], units[-count - 1 :]
         if _contiguous(primary) and _contiguous(secondary):
             return SwapLayout(
@@ -104,7 +107,9 @@ def plan_swap(geometry: Geometry, journal: JournalPlace) -> SwapLayout:
                 secondary=Area(secondary[0].start, (count + 1) * size),
                 journal=kept,
             )
-    raise ConfigError(f"{geometry.size >> 10} KiB of flash memory in sectors of {size >> 10} are too small for two slots")
+    raise ConfigError(
+        f"{geometry.size >> 10} KiB of flash memory in sectors of {size >> 10} are too small for two slots"
+    )
 
 
 def _logical_sectors(geometry: Geometry, size: int, end: int) -> Iterator[Area]:
@@ -253,11 +258,16 @@ def select(layout: SwapLayout, journal: Journal, state: SwapState, slot: Slot) -
 
     Raises:
         SelectError: the other image lies there, whole, as before.
+        StateError: the journal is of another memory.
         FlashError: the swap is to be finished by `recover`.
     """
+    _check_fits(layout, state)
     if state.base is slot:
         return state
-    begun = yield from _begin(layout, state)
+    try:
+        begun = yield from _begin(layout, state)
+    except FlashError as exc:  # nothing was touched
+        raise SelectError(f"slot {slot} could not be selected: {exc}") from exc
     yield from journal.note(begun)
     state = yield from recover(layout, journal, begun)
     if state.base is not slot:
@@ -269,8 +279,10 @@ def recover(layout: SwapLayout, journal: Journal, state: SwapState) -> Job[SwapS
     """Finish a swap that was begun, wherever it stopped.
 
     Raises:
-        FlashError: it is to be tried again: a sector at the base does not take its data.
+        StateError: the journal is of another memory.
+        FlashError: it is to be tried again: a sector at the base does not take its data, or nothing answers.
     """
+    _check_fits(layout, state)
     if state.phase in _STEPS:
         state = yield from _swap(layout, journal, state)
     if state.phase in _UNDO:
@@ -278,10 +290,15 @@ def recover(layout: SwapLayout, journal: Journal, state: SwapState) -> Job[SwapS
     return state
 
 
+def _check_fits(layout: SwapLayout, state: SwapState) -> None:
+    if state.count > layout.count or state.step > state.count * (1 if state.phase in _UNDO else 2):
+        raise StateError("the journal of the swap is that of another memory: it speaks of sectors that are not there")
+
+
 def _begin(layout: SwapLayout, state: SwapState) -> Job[SwapState]:
     """Look how far the two images reach, and what is to lie at the base.
 
-    After a swap a part of an image stays behind its other half, one sector up: then the journal knows how far they reach.
+    After a swap one stale sector lies behind the image that went aside: then the journal knows how far they reach.
     """
     blank = layout.geometry.blank(layout.sector)
     coming = layout.aside(int(state.raised)).start
@@ -300,7 +317,7 @@ def _begin(layout: SwapLayout, state: SwapState) -> Job[SwapState]:
     return replace(state, phase=phase, count=count, step=0, tag=state.tag + 1 & 0xFFFFFFFF, crc=checksums[count - 1])
 
 
-def _forward(layout: SwapLayout, state: SwapState, step: int) -> tuple[Area, Area]:
+def _forward(layout: SwapLayout, _: SwapState, step: int) -> tuple[Area, Area]:
     index, second = divmod(step, 2)
     at_base = layout.at_base(index)
     return (layout.aside(index + 1), at_base) if second else (at_base, layout.aside(index))
@@ -322,11 +339,11 @@ def _swap(layout: SwapLayout, journal: Journal, state: SwapState) -> Job[SwapSta
     while state.step < 2 * state.count:
         source, destination = plan(layout, state, state.step)
         if not (yield from _copy(layout, source, destination)):
-            return (yield from _turn_around(journal, state))
+            return (yield from _turn_around(layout, journal, state))
         state = replace(state, step=state.step + 1)
         yield from journal.note(state)
     if (yield from _checksum(layout, state.count)) != state.crc:
-        return (yield from _turn_around(journal, state))
+        return (yield from _turn_around(layout, journal, state))
     raised = state.phase is Phase.REVERSE
     done = SwapState(base=state.base.other, raised=raised, count=state.count, tag=state.tag)
     yield from journal.note(done)
@@ -345,22 +362,42 @@ def _copy(layout: SwapLayout, source: Area, destination: Area) -> Job[bool]:
     return False
 
 
-def _checksum(layout: SwapLayout, count: int) -> Job[int]:
-    crc = 0
-    for index in range(count):
-        crc = crc32((yield Read(layout.at_base(index).start, layout.sector)), crc)
-    return crc
+def _checksum(layout: SwapLayout, count: int) -> Job[int | None]:
+    """CRC-32 of what lies at the base; None if it cannot be read."""
+    for _ in range(ATTEMPTS):
+        try:
+            crc = 0
+            for index in range(count):
+                crc = crc32((yield Read(layout.at_base(index).start, layout.sector)), crc)
+            return crc
+        except FlashError:
+            continue
+    return None
 
 
 _UNDO = {Phase.UNDO_FORWARD, Phase.UNDO_REVERSE}
 
 
-def _turn_around(journal: Journal, state: SwapState) -> Job[SwapState]:
-    """What was moved aside goes back to the base; what was to come is given up."""
+def _turn_around(layout: SwapLayout, journal: Journal, state: SwapState) -> Job[SwapState]:
+    """What was moved aside goes back to the base; what was to come is given up.
+
+    A memory that nobody answers for, a probe that was pulled out, has refused nothing: then this raises, and the swap
+    goes on later.
+    """
+    yield from _find_answer(layout)
     phase = Phase.UNDO_FORWARD if state.phase is Phase.FORWARD else Phase.UNDO_REVERSE
     state = replace(state, phase=phase, step=(state.step + 1) // 2)
     yield from journal.note(state)
     return state
+
+
+def _find_answer(layout: SwapLayout) -> Job[None]:
+    """Whether the memory can be read at all: one sector of it may be unreadable, both ends of it are not."""
+    unit = layout.geometry.program_unit
+    try:
+        yield Read(layout.primary.start, unit)
+    except FlashError:
+        yield Read(layout.secondary.end - unit, unit)
 
 
 def _undo(layout: SwapLayout, journal: Journal, state: SwapState) -> Job[SwapState]:

@@ -16,9 +16,8 @@ from anyio import CancelScope, to_thread
 
 from mgota.core.geometry import Area, Geometry, Slot
 from mgota.errors import FlashError, ReadError, SelectError, TooLargeError
-from mgota.flash.files import FileLock, replace_file
-from mgota.flash.simulator import Kind, NorSimulator, Operations
-from mgota.flash.virtual import VirtualWatchdog
+from mgota.flash.files import replace_file
+from mgota.flash.simulator import Kind, Operations
 from mgota.flash.writer import NorWriter
 from mgota.ports import NorFlash, Resetter
 
@@ -269,29 +268,3 @@ class BankedFlash:
 
     async def recover(self) -> None:
         """Nothing to do: the selection is one atomic write."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class VirtualTarget:
-    """A chip that lives inside a process: what a `Device` is made of, and what a test looks at.
-
-    Args:
-        backend: the slots.
-        flash: the memory under them.
-        watchdog: the chip's own.
-        lock: keeps other processes from the chip's files; None if it has none.
-    """
-
-    backend: BankedFlash
-    flash: NorSimulator
-    watchdog: VirtualWatchdog
-    lock: FileLock | None
-
-    async def boot(self) -> None:
-        """The chip comes out of reset: the selected slot runs, the watchdog is off.
-
-        Raises:
-            FlashError: the selection cannot be read.
-        """
-        self.watchdog.restart()
-        await self.backend.boot()

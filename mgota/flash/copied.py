@@ -4,11 +4,13 @@
 Rules:
 - the running slot is the one at the base after `recover` at boot; what is selected later is the next boot's;
 - `select` moves the images, shielded from cancellation; whoever drives it keeps the chip in reset meanwhile;
-- what was cut off is finished by `recover`, at the next boot and before anything else.
+- what was cut off is finished by `recover`, at the next boot and before anything else;
+- one job at a time: who reads while another task moves the images waits, and a journal is never mounted beside a note.
 
 Recovery is `host`: the code that moves the images must not lie in the memory that it moves.
 """
 
+from anyio import Lock
 from anyio.lowlevel import checkpoint
 
 from mgota.core import swap
@@ -16,14 +18,11 @@ from mgota.core.geometry import Area, Slot
 from mgota.core.nor import Job
 from mgota.core.recordlog import Kind, RecordLog
 from mgota.core.swap import ChipJournal, HostJournal, Phase, SwapLayout, SwapState
-from mgota.errors import FlashError, ReadError, TooLargeError
+from mgota.errors import ConfigError, FlashError, ReadError, TooLargeError
 from mgota.flash.banked import Flushable
 from mgota.flash.files import DurableFile
 from mgota.flash.jobs import carry_out
 from mgota.flash.writer import NorWriter
-
-JOURNAL_LIMIT = 64
-"""Bytes of the longest journal file that is read: more than one record."""
 
 
 class CopiedFlash:
@@ -42,6 +41,8 @@ class CopiedFlash:
     def __init__(
         self, flash: Flushable, layout: SwapLayout, journal: DurableFile | None = None, *, crc: str = "crc-32"
     ) -> None:
+        if not layout.journal and journal is None:
+            raise ConfigError("this flash memory has no room for a journal: it needs a file for it")
         self.layout = layout
         self._flash = flash
         self._file = journal
@@ -51,6 +52,7 @@ class CopiedFlash:
         )
         self._state: SwapState | None = None
         self._running: Slot | None = None
+        self._lock = Lock(fast_acquire=True)
 
     @property
     def crc(self) -> str:
@@ -63,7 +65,8 @@ class CopiedFlash:
         Raises:
             FlashError: it could not be finished.
         """
-        self._state = self._running = None
+        async with self._lock:
+            self._state = self._running = None
         return await self.running_slot()
 
     async def recover(self) -> None:
@@ -72,9 +75,8 @@ class CopiedFlash:
         Raises:
             FlashError: it could not be finished.
         """
-        state = await self._mounted()
-        if state.phase is not Phase.IDLE:
-            await self._run(swap.recover(self.layout, self._journal, state))
+        async with self._lock:
+            await self._recovered()
 
     async def running_slot(self) -> Slot:
         """The slot at the base since `boot`, or since this was first asked.
@@ -82,10 +84,10 @@ class CopiedFlash:
         Raises:
             FlashError: a swap was cut off and could not be finished.
         """
-        if self._running is None:
-            await self.recover()
-            self._running = (await self._mounted()).base
-        return self._running
+        if self._running is not None:
+            return self._running
+        async with self._lock:
+            return await self._latched()
 
     async def capacity(self) -> int:
         """Bytes of the largest image."""
@@ -100,11 +102,12 @@ class CopiedFlash:
         """
         if size > self.layout.max_image:
             raise TooLargeError(size, self.layout.max_image)
-        state = await self._idle()
-        if slot is not state.base or state.count:
-            raised = state.raised or slot is not state.base
-            await self._note(SwapState(base=state.base, raised=raised, tag=state.tag))
-        return NorWriter(self._flash, await self._area(slot), size, flush=self._flash.flush)
+        async with self._lock:
+            state = await self._idle()
+            if slot is not state.base or state.count:
+                raised = state.raised or slot is not state.base
+                await self._note(SwapState(base=state.base, raised=raised, tag=state.tag))
+            return NorWriter(self._flash, await self._area(slot), size, flush=self._flash.flush)
 
     async def extent(self, slot: Slot) -> int:
         """Bytes of the slot; 0 if all of it is the erased pattern.
@@ -112,11 +115,12 @@ class CopiedFlash:
         Raises:
             ReadError: it could not be read.
         """
-        area = await self._area(slot)
         blank = self.layout.geometry.blank(self.layout.sector)
-        for offset in range(area.start, area.end, self.layout.sector):
-            if await self._flash.read(offset, self.layout.sector) != blank:
-                return area.length
+        async with self._lock:
+            area = await self._area(slot)
+            for offset in range(area.start, area.end, self.layout.sector):
+                if await self._flash.read(offset, self.layout.sector) != blank:
+                    return area.length
         return 0
 
     async def read(self, slot: Slot, offset: int, size: int) -> bytes:
@@ -125,10 +129,11 @@ class CopiedFlash:
         Raises:
             ReadError: they could not be read, or are not all in the slot.
         """
-        area = await self._area(slot)
-        if offset < 0 or size < 0 or offset + size > area.length:
+        if offset < 0 or size < 0 or offset + size > self.layout.max_image:
             raise ReadError(f"{size} bytes at {offset:#x} are not all inside slot {slot}")
-        return await self._flash.read(area.start + offset, size)
+        async with self._lock:
+            area = await self._area(slot)
+            return await self._flash.read(area.start + offset, size)
 
     async def select(self, slot: Slot) -> None:
         """Bring this slot's image to the base; nothing to do if it is there.
@@ -137,12 +142,24 @@ class CopiedFlash:
             SelectError: the image at the base is the same as before.
             FlashError: the images stand half moved; `recover` goes on.
         """
-        await self.running_slot()  # latched before the images move
-        state = await self._idle()
-        if state.base is slot:
-            await checkpoint()
-            return
-        await self._run(swap.select(self.layout, self._journal, state, slot))
+        async with self._lock:
+            await self._latched()  # before the images move
+            state = await self._idle()
+            if state.base is slot:
+                await checkpoint()
+                return
+            await self._run(swap.select(self.layout, self._journal, state, slot))
+
+    async def _recovered(self) -> SwapState:
+        state = await self._mounted()
+        if state.phase is not Phase.IDLE:
+            state = await self._run(swap.recover(self.layout, self._journal, state))
+        return state
+
+    async def _latched(self) -> Slot:
+        if self._running is None:
+            self._running = (await self._recovered()).base
+        return self._running
 
     async def _area(self, slot: Slot) -> Area:
         state, layout = await self._idle(), self.layout
@@ -166,7 +183,8 @@ class CopiedFlash:
         await carry_out(self._journal.note(state), self._flash, self._file)
         self._state = state
 
-    async def _run(self, job: Job[SwapState]) -> None:
+    async def _run(self, job: Job[SwapState]) -> SwapState:
         self._state = None  # a failure leaves what the journal says
-        self._state = await carry_out(job, self._flash, self._file)
+        self._state = state = await carry_out(job, self._flash, self._file)
         await self._flash.flush()
+        return state

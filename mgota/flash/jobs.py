@@ -63,7 +63,10 @@ async def _beside(data: bytes | None, file: DurableFile | None) -> bytes:
         raise ConfigError("this flash memory needs a file for its journal")
     try:
         if data is None:
-            return await to_thread.run_sync(file.load) or b""
+            kept = await to_thread.run_sync(file.load)
+            if kept == b"":  # not a missing one: this one was written, and lost its bytes
+                raise StateError(f"the journal {file.path} is empty")
+            return kept or b""
         await to_thread.run_sync(file.store, data)
     except OSError as exc:
         raise StateError(f"the journal {file.path} cannot be used: {exc.strerror}") from exc

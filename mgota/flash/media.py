@@ -9,10 +9,9 @@ Media store; they enforce nothing. Rules:
 
 import errno
 import os
+from bisect import bisect_right
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -55,12 +54,27 @@ class Medium(Protocol):
         ...
 
 
-@dataclass(slots=True)
 class _Cells:
     """A sector that is not blank: its bytes, and one flag for each program unit."""
 
-    data: bytearray
-    programmed: bytearray
+    __slots__ = ("data", "programmed", "view")
+
+    def __init__(self, data: bytearray, programmed: bytearray) -> None:
+        self.data = data
+        self.programmed = programmed
+        self.view = memoryview(data)
+
+
+class _Plan:
+    """What all forks of a memory have in common: looked up once."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.unit = geometry.program_unit
+        self.starts = [sector.start for sector in geometry.sectors]
+        self.lengths = [sector.length for sector in geometry.sectors]
+        blanks = {length: geometry.blank(length) for length in set(self.lengths)}
+        self.blanks = [blanks[length] for length in self.lengths]
+        self.ones = b"\x01" * (max(blanks) // self.unit)
 
 
 class MemoryMedium:
@@ -68,54 +82,71 @@ class MemoryMedium:
 
     blocking = False
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, plan: _Plan | None = None) -> None:
         self._geometry = geometry
+        self._plan = plan or _Plan(geometry)
         self._cells: list[_Cells | None] = [None] * len(geometry.sectors)  # None is blank
         self._owned: set[int] = set()  # sectors that no fork shares
-        # Regions of one sector length share these.
-        self._blank = lru_cache(maxsize=None)(geometry.blank)
-        self._ones = b"\x01" * (max(region.sector for region in geometry.regions) // geometry.program_unit)
 
-    def _pieces(self, offset: int, size: int) -> Iterator[tuple[int, int, int]]:
+    def _pieces(self, offset: int, size: int) -> list[tuple[int, int, int]]:
         """Sector by sector: its index, and where the range begins and ends in it."""
-        sectors, end = self._geometry.sectors, offset + size
-        index = self._geometry.index_at(offset) if size else 0
-        while offset < end:
-            sector = sectors[index]
-            stop = min(end, sector.end)
-            yield index, offset - sector.start, stop - sector.start
-            offset = stop
+        plan = self._plan
+        index = bisect_right(plan.starts, offset) - 1
+        start = offset - plan.starts[index]
+        if 0 < size <= plan.lengths[index] - start:  # the case that proofs repeat a million times
+            return [(index, start, start + size)]
+        pieces: list[tuple[int, int, int]] = []
+        while size > 0:
+            start = offset - plan.starts[index]
+            taken = min(size, plan.lengths[index] - start)
+            pieces.append((index, start, start + taken))
+            offset += taken
+            size -= taken
             index += 1
+        return pieces
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes."""
+        plan = self._plan
+        index = bisect_right(plan.starts, offset) - 1
+        start = offset - plan.starts[index]
+        if start + size <= plan.lengths[index]:  # most reads stay inside a sector: one copy
+            cells = self._cells[index]
+            return (
+                plan.blanks[index][start : start + size] if cells is None else bytes(cells.view[start : start + size])
+            )
         return b"".join(
-            memoryview(cells.data if (cells := self._cells[index]) else self._blank_sector(index))[start:end]
+            (plan.blanks[index] if (cells := self._cells[index]) is None else cells.view)[start:end]
             for index, start, end in self._pieces(offset, size)
         )
 
     def programmed(self, offset: int, size: int) -> int | None:
         """Offset of the first unit in the range that was programmed since its erase, or None."""
-        unit = self._geometry.program_unit
+        plan = self._plan
         for index, start, end in self._pieces(offset, size):
             cells = self._cells[index]
-            if cells and (found := cells.programmed.find(1, start // unit, end // unit)) >= 0:
-                return self._geometry.sectors[index].start + found * unit
+            if cells and (found := cells.programmed.find(1, start // plan.unit, -(-end // plan.unit))) >= 0:
+                return plan.starts[index] + found * plan.unit
         return None
 
     def program(self, offset: int, data: memoryview) -> None:
         """Store bytes; every unit that they touch counts as programmed."""
-        unit, position = self._geometry.program_unit, 0
+        plan, position = self._plan, 0
         for index, start, end in self._pieces(offset, len(data)):
-            cells = self._own(index)
-            cells.data[start:end] = data[position : position + end - start]
+            piece = data[position : position + end - start]
             position += end - start
-            first, last = start // unit, -(-end // unit)
-            cells.programmed[first:last] = self._ones[: last - first]
+            if end - start == plan.lengths[index]:
+                self._cells[index] = _Cells(bytearray(piece), bytearray(plan.ones[: len(piece) // plan.unit]))
+                self._owned.add(index)
+                continue
+            cells = self._own(index)
+            cells.data[start:end] = piece
+            first, last = start // plan.unit, -(-end // plan.unit)
+            cells.programmed[first:last] = plan.ones[: last - first]
 
     def erase(self, sector: Sector) -> None:
         """Make a sector blank."""
-        index = self._geometry.index_at(sector.start)
+        index = bisect_right(self._plan.starts, sector.start) - 1
         self._cells[index] = None
         self._owned.discard(index)
 
@@ -124,21 +155,18 @@ class MemoryMedium:
 
     def fork(self) -> "MemoryMedium":
         """A copy that shares every sector until one of the two changes it."""
-        twin = MemoryMedium(self._geometry)
+        twin = MemoryMedium(self._geometry, self._plan)
         twin._cells = self._cells.copy()
         self._owned.clear()
         return twin
-
-    def _blank_sector(self, index: int) -> bytes:
-        return self._blank(self._geometry.sectors[index].length)
 
     def _own(self, index: int) -> _Cells:
         cells = self._cells[index]
         if cells is not None and index in self._owned:
             return cells
         if cells is None:
-            blank = self._blank_sector(index)
-            cells = _Cells(bytearray(blank), bytearray(len(blank) // self._geometry.program_unit))
+            blank = self._plan.blanks[index]
+            cells = _Cells(bytearray(blank), bytearray(len(blank) // self._plan.unit))
         else:
             cells = _Cells(cells.data.copy(), cells.programmed.copy())
         self._cells[index] = cells

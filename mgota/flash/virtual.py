@@ -1,7 +1,7 @@
-"""Parts of a device that lives inside a process: its reset line and its watchdog.
+"""A device that lives inside a process: its chip, its reset line and its watchdog.
 
-They only signal. A runner waits for `VirtualReset.wait` or `VirtualWatchdog.expired`, cancels the device's tasks, and
-boots it again:
+Reset line and watchdog only signal. A runner waits for `VirtualReset.wait` or `VirtualWatchdog.expired`, cancels the
+device's tasks, and boots it again:
 
     while True:
         reset.clear()
@@ -13,10 +13,15 @@ boots it again:
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import anyio
 
 from mgota.errors import ConfigError
+from mgota.flash.files import FileLock
+from mgota.flash.simulator import NorSimulator
+from mgota.ports import FlashBackend
 
 
 class VirtualReset:
@@ -123,3 +128,44 @@ class VirtualWatchdog:
         self._deadline = deadline
         self._changed.set()
         self._changed = anyio.Event()
+
+
+class BootingFlash(FlashBackend, Protocol):
+    """A backend that notices a reset."""
+
+    async def boot(self) -> object:
+        """The chip comes out of reset: what is selected runs from now on.
+
+        Raises:
+            FlashError: nobody knows what is selected.
+        """
+        ...
+
+
+B = TypeVar("B", bound=BootingFlash)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VirtualTarget(Generic[B]):
+    """A chip that lives inside a process: what a `Device` is made of, and what a test looks at.
+
+    Args:
+        backend: the slots.
+        flash: the memory under them.
+        watchdog: the chip's own.
+        lock: keeps other processes from the chip's files; None if it has none.
+    """
+
+    backend: B
+    flash: NorSimulator
+    watchdog: VirtualWatchdog
+    lock: FileLock | None
+
+    async def boot(self) -> None:
+        """The chip comes out of reset: the selected slot runs, the watchdog is off.
+
+        Raises:
+            FlashError: the selection cannot be read.
+        """
+        self.watchdog.restart()
+        await self.backend.boot()

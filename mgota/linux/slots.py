@@ -60,7 +60,7 @@ class FileSlots:
         self._running = running
         self._unsure = False  # a rename that may not be durable: a selection is made again, not taken for done
         with _translated(FlashError, f"cannot make the directory {self.directory}"):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            _make_directory(self.directory)
 
     def path(self, slot: Slot) -> Path:
         """The file that is this slot."""
@@ -242,7 +242,7 @@ class SlotWriter:
         fd: the file, open for reading and writing; the writer closes it.
         path: its name.
         size: bytes of the image.
-        new: the file was made just now, so that its name has to be made durable as well.
+        new: the file was made just now, so that what it is besides its bytes has to be made durable as well.
     """
 
     def __init__(self, fd: int, path: Path, size: int, *, new: bool) -> None:
@@ -312,24 +312,34 @@ class SlotWriter:
         if self._written != self._size:
             raise FlashError(f"only {self._written} of {self._size} bytes came for {self._path}")
         os.ftruncate(fd, self._size)
-        _make_startable(fd)
-        if self._new:
+        changed = _make_startable(fd)
+        if not self._new:
+            os.fdatasync(fd)  # the size is metadata that it writes, the mode is not: fdatasync(2)
+        if self._new or changed:
             os.fsync(fd)
-            sync_directory(self._path.parent)
-        else:
-            os.fdatasync(fd)  # the size is metadata that it writes: fdatasync(2)
+        sync_directory(self._path.parent)  # always: an attempt that did not end may have made the name
         with suppress(OSError):  # advice; a file system may ignore it
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         self._fd = None
         os.close(fd)
 
 
-def _make_startable(fd: int) -> None:
-    """Whoever may read an image may start it."""
+def _make_directory(path: Path) -> None:
+    """With its parents. The names that are new are durable, else the slots would be lost with them."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync_directory(each.parent)
+
+
+def _make_startable(fd: int) -> bool:
+    """Whoever may read an image may start it. Says whether the mode had to be changed."""
     mode = stat.S_IMODE(os.fstat(fd).st_mode)
     if not mode & stat.S_IXUSR:
         with suppress(PermissionError):  # somebody else's file: its mode is theirs
             os.fchmod(fd, mode | (mode & 0o444) >> 2)
+            return True
+    return False
 
 
 def _refuse_others(path: Path, found: os.stat_result) -> None:

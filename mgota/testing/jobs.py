@@ -1,12 +1,30 @@
-"""Performs the jobs of the core on a simulated flash memory, without an event loop: a power-cut run in a millisecond."""
+"""Performs the jobs of the core on a simulated flash memory, without an event loop: a cut in a millisecond.
 
-from typing import TypeVar
+Rules:
+- a job that keeps something beside the memory gets a place for it: a `Cell` of the memory, or a `KeptBeside`;
+- an operation that fails is told to the job, as on the real one; a power cut ends the job where it stands.
+"""
+
+from typing import Protocol, TypeVar
 
 from mgota.core.nor import Action, Erase, Job, Keep, Program, Read
 from mgota.errors import ConfigError, FlashError
-from mgota.flash.simulator import Kind, NorSimulator, Operations
+from mgota.flash.operations import Kind, Operations
+from mgota.flash.simulator import NorSimulator
 
 T = TypeVar("T")
+
+
+class Beside(Protocol):
+    """A place beside the memory, where a store is atomic."""
+
+    def load(self) -> bytes | None:
+        """What was stored last; None if nothing ever was."""
+        ...
+
+    def store(self, data: bytes) -> None:
+        """Replace it."""
+        ...
 
 
 class KeptBeside:
@@ -17,9 +35,13 @@ class KeptBeside:
         data: what is kept at first.
     """
 
-    def __init__(self, operations: Operations, data: bytes = b"") -> None:
+    def __init__(self, operations: Operations, data: bytes | None = None) -> None:
         self.data = data
         self._operations = operations
+
+    def load(self) -> bytes | None:
+        """What was stored last, or kept at first."""
+        return self.data
 
     def store(self, data: bytes) -> None:
         """Replace it."""
@@ -27,16 +49,17 @@ class KeptBeside:
             self.data = data
 
 
-def carry_out_now(job: Job[T], flash: NorSimulator, beside: KeptBeside | None = None) -> T:
+def carry_out_now(job: Job[T], flash: NorSimulator, beside: Beside | None = None) -> T:
     """Perform a job and return its result.
 
     Args:
         job: what to do.
         flash: the memory to do it on, in memory.
-        beside: what is kept beside it.
+        beside: where it keeps what it keeps beside the memory.
 
     Raises:
         FlashError: an operation failed, and the job could not do without it.
+        ConfigError: the job keeps something beside the memory, and there is no place for it.
     """
     try:
         action = next(job)
@@ -52,7 +75,7 @@ def carry_out_now(job: Job[T], flash: NorSimulator, beside: KeptBeside | None = 
         return done
 
 
-def _perform(action: Action, flash: NorSimulator, beside: KeptBeside | None) -> bytes:
+def _perform(action: Action, flash: NorSimulator, beside: Beside | None) -> bytes:
     match action:
         case Read(offset, size):
             return flash.read_now(offset, size)
@@ -62,8 +85,8 @@ def _perform(action: Action, flash: NorSimulator, beside: KeptBeside | None) -> 
             flash.program_now(offset, data)
         case _:
             if beside is None:
-                raise ConfigError("this job keeps something beside the memory: bring a KeptBeside")
+                raise ConfigError("this job keeps something beside the memory: bring a KeptBeside, or a cell")
             if not isinstance(action, Keep):
-                return beside.data
+                return beside.load() or b""
             beside.store(action.data)
     return b""

@@ -6,14 +6,12 @@ silicon.
 """
 
 import os
-from pathlib import Path
 
 from mgota.core.geometry import uniform
 from mgota.errors import ConfigError
-from mgota.flash.banked import BankedFlash, Banks, VirtualOptions, VirtualTarget
-from mgota.flash.files import FileLock, replace_file
-from mgota.flash.simulator import NorSimulator, Operations
-from mgota.flash.virtual import VirtualWatchdog
+from mgota.flash.banked import BankedFlash, Banks
+from mgota.flash.chips import virtual_banks
+from mgota.flash.virtual import VirtualTarget
 from mgota.ports import Resetter
 
 SIZES = (128 << 10, 2 << 20)
@@ -72,7 +70,7 @@ def stm32h5(
     reset: Resetter | None = None,
     size: int = SIZES[1],
     throttle: float | None = None,
-) -> VirtualTarget:
+) -> VirtualTarget[BankedFlash]:
     """A virtual STM32H5. Blocks if it has a file.
 
     Args:
@@ -85,26 +83,4 @@ def stm32h5(
     Raises:
         ConfigError: there is no such chip, or the file is not one's flash memory.
     """
-    chip, operations = banks(size), Operations()
-    if path is None:
-        flash = NorSimulator(chip.geometry, throttle=throttle, operations=operations)
-        options, lock = VirtualOptions(operations=operations, factory=chip.factory), None
-    else:
-        file = Path(path)
-        option_file = file.with_name(f"{file.name}.opt")
-        if not file.exists():
-            _make_options(option_file, chip.factory)
-        flash = NorSimulator.on_file(file, chip.geometry, throttle=throttle, operations=operations)
-        options = VirtualOptions(option_file, chip.factory, operations=operations)
-        lock = FileLock(file.with_name(f"{file.name}.lock"))
-    backend = BankedFlash(flash, options, chip, reset=reset)
-    watchdog = VirtualWatchdog(limit=IWDG_LIMIT, stoppable=False)
-    return VirtualTarget(backend=backend, flash=flash, watchdog=watchdog, lock=lock)
-
-
-def _make_options(path: Path, factory: int) -> None:
-    # Before the blank array: else a cut between the two leaves a new chip that an old option byte makes run slot b.
-    try:
-        replace_file(path, factory.to_bytes(4, "little"))
-    except OSError as exc:
-        raise ConfigError(f"the option bytes in {path} cannot be made: {exc.strerror}") from exc
+    return virtual_banks(banks(size), path, IWDG_LIMIT, reset=reset, throttle=throttle)

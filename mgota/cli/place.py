@@ -1,0 +1,182 @@
+"""Which device a command is about: `--slots`, or `--target` with its files; and the virtual device made of it.
+
+    --slots DIR                                               two slots as files
+    --target NAME [--part PART] --flash FILE --state FILE     a chip of the table; `mgota targets` lists them
+    --target custom --backend MODULE:FACTORY --state FILE     a backend of one's own
+
+The factory of a custom backend is called with the path of `--flash`, if that is given, and returns a `FlashBackend`.
+Everything that can be wrong with the options is a `UsageError`, found before the first file is made or changed.
+"""
+
+import importlib
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import click
+
+from mgota.cli.options import FILE, FOLDER
+from mgota.cli.virtual_device import VirtualDevice, chip, two_slots
+from mgota.device import Device
+from mgota.errors import ConfigError
+from mgota.flash.targets.virtual import inspector_for
+from mgota.flash.files import FileLock
+from mgota.flash.targets.table import Target, find_target
+from mgota.flash.virtual import VirtualReset, VirtualWatchdog
+from mgota.linux.state import FileState
+from mgota.ports import FlashBackend
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+CUSTOM = "custom"
+CHIP_FILES = ("opt", "lock", "power")
+"""What lies beside --flash FILE, as FILE.opt."""
+
+JOURNAL = "journal"
+"""What lies beside --state FILE."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a device is, as the options say; checked.
+
+    Args:
+        slots: directory of two slots as files, or None.
+        target: the chip, or None.
+        flash: its raw array; None only with `slots` and of a custom target.
+        state: its boot record.
+        backend: makes the backend of a custom target.
+        check_image: whether images are looked at: are they for this chip?
+    """
+
+    slots: Path | None
+    target: Target | None
+    flash: Path | None
+    state: Path | None
+    backend: Callable[..., object] | None
+    check_image: bool
+
+    def device(self, **options: Any) -> VirtualDevice:
+        """The virtual device at this place. Blocks; makes what files are missing.
+
+        Args:
+            options: further arguments of `Device`.
+
+        Raises:
+            ConfigError: the files are not this device's.
+        """
+        if self.slots:
+            return two_slots(self.slots, **options)
+        if not (self.target and self.state):
+            raise ConfigError("no device was named")
+        if self.backend:
+            return _custom(self.backend, self.flash, self.state, **options)
+        if not self.flash:
+            raise ConfigError("no flash memory was named")
+        inspect = inspector_for(self.target) if self.check_image else None
+        return chip(self.target, self.flash, self.state, inspect=inspect, **options)
+
+
+def place_options(command: F) -> F:
+    """The options that say which device; the command gets them as one argument, `place`."""
+
+    @wraps(command)
+    def checked(**arguments: Any) -> Any:
+        found = {name: arguments.pop(name) for name in ("slots", "target", "part", "flash", "state", "backend")}
+        slots = arguments.pop("directory", None)
+        if slots and found["slots"]:
+            raise click.UsageError("--dir and --slots are the same: give one")
+        found["slots"] = found["slots"] or slots
+        place = _checked(check_image=arguments.pop("check_image"), **found)
+        return command(place=place, **arguments)
+
+    for option in (
+        click.option("--check-image", is_flag=True, help="Refuse an image that was made for another chip."),
+        click.option("--backend", metavar="MODULE:FACTORY", help="The backend of --target custom."),
+        click.option("--state", type=FILE, metavar="FILE", help="Where the boot record is kept."),
+        click.option("--flash", type=FILE, metavar="FILE", help="The raw flash array; made if it is missing."),
+        click.option("--part", metavar="PART", help="Which variant of the chip; `mgota targets` lists them."),
+        click.option("--target", metavar="NAME", help="A chip; `mgota targets` lists them."),
+        click.option("--slots", type=FOLDER, metavar="DIR", help="Two slots as files; made if missing."),
+    ):
+        checked = option(checked)
+    return cast(F, checked)
+
+
+def _checked(
+    *,
+    slots: Path | None,
+    target: str | None,
+    part: str | None,
+    flash: Path | None,
+    state: Path | None,
+    backend: str | None,
+    check_image: bool,
+) -> Place:
+    if (slots is None) == (target is None):
+        raise click.UsageError("which device? give either --slots DIR or --target NAME --flash FILE --state FILE")
+    if slots and (flash or state or part or backend or check_image):
+        raise click.UsageError("--part, --flash, --state, --backend and --check-image belong to --target")
+    factory = None
+    found = _target(target, part) if target else None
+    if found:
+        if (found.name == CUSTOM) != (backend is not None):
+            raise click.UsageError("--target custom and --backend MODULE:FACTORY belong together")
+        if not state or not (flash or backend):
+            raise click.UsageError("--target needs --flash FILE and --state FILE")
+        if backend and check_image:
+            raise click.UsageError("--check-image knows the chips of the table, and not a custom one")
+        factory = _factory(backend) if backend else None
+    if flash and state:
+        _check_files(flash, state)
+    return Place(slots=slots, target=found, flash=flash, state=state, backend=factory, check_image=check_image)
+
+
+def _target(name: str, part: str | None) -> Target:
+    try:
+        target = find_target(name, part)
+    except ConfigError as exc:
+        raise click.UsageError(str(exc)) from exc
+    if target.name != CUSTOM and target.geometry is None:
+        raise click.UsageError(f"{target.name} has no regions to serve: nobody has verified where its sectors lie")
+    if target.name != CUSTOM and not target.max_image:
+        raise click.UsageError(f"{target.name} {target.part} is too small for two slots")
+    return target
+
+
+def _factory(name: str) -> Callable[..., object]:
+    """A function by its name; its module may lie in the current directory."""
+    module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise click.UsageError("--backend is MODULE:FACTORY, as in --backend my_driver:backend")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory: object = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, SyntaxError) as exc:
+        raise click.UsageError(f"--backend {name} cannot be loaded: {exc}") from exc
+    if not callable(factory):
+        raise click.UsageError(f"--backend {name} is no function")
+    return factory
+
+
+def _check_files(flash: Path, state: Path) -> None:
+    """Every file is another one."""
+    chip_files = {flash.resolve(), *(Path(f"{flash.resolve()}.{ending}") for ending in CHIP_FILES)}
+    if {state.resolve(), Path(f"{state.resolve()}.{JOURNAL}")} & chip_files:
+        raise click.UsageError("the boot record needs a file of its own: --state is one of the chip's")
+
+
+def _custom(factory: Callable[..., object], flash: Path | None, state: Path, **options: Any) -> VirtualDevice:
+    backend = factory(flash) if flash else factory()
+    if not isinstance(backend, FlashBackend):
+        raise ConfigError(f"the backend's factory returned {type(backend).__name__}, which is no FlashBackend")
+    reset, watchdog = VirtualReset(), VirtualWatchdog()
+    lock = FileLock(state.with_name(f"{state.name}.lock"))
+    device = Device(flash=backend, state=FileState(state), watchdog=watchdog, reset=reset, lock=lock, **options)
+    latch: Callable[[], Awaitable[object]] = getattr(backend, "boot", backend.recover)
+    power = FileLock(state.with_name(f"{state.name}.power"))
+    return VirtualDevice(device=device, latch=latch, reset=reset, watchdog=watchdog, power=power)

@@ -1,0 +1,387 @@
+"""A backend's whole life, with the power cut at every operation, in every mode, and cut again during the recovery.
+
+    def build(flash: NorSimulator) -> FlashBackend:           called at every boot: memory is lost, flash is not
+        return MyBackend(flash)
+
+    report = anyio.run(every_power_cut, build, geometry)
+    report.check()
+    print(report)
+
+Rules:
+- a device is built on simulated flash memory, driven by a real `Device` and a boot record that is stored atomically;
+- each *life* is run once without a cut, which counts its operations, and then once for each operation and mode;
+- after a cut the device boots until it settles, and at every boot the rules of `mgota.testing.bench` hold; then the
+  update is sent once more, must come up, be committed, and run;
+- nothing is drawn but from the seed: a brick is found again by `only=brick`.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import sha256
+from inspect import isawaitable
+from random import Random
+from zlib import crc32
+
+import anyio
+
+from mgota.core.boot import Verdict, provision_steps
+from mgota.core.geometry import Geometry, Slot
+from mgota.core.record import BootRecord
+from mgota.device import Device
+from mgota.flash.operations import Kind, Operation
+from mgota.flash.simulator import NorSimulator
+from mgota.ports import StateStore
+from mgota.session import provision
+from mgota.testing.bench import Bench, BrickedError, Build, CellState, MakeState, Restarted, why
+from mgota.testing.power import ALL_MODES, ATOMIC_MODES, CutMode, PowerCut
+from mgota.trial import commit, rollback
+
+SHOWN = 10
+"""How many bricks a failed check lists."""
+
+Factory = Callable[[NorSimulator, bytes], object]
+
+
+class Life(StrEnum):
+    """What a device lives through, from a boot on. Together they cut every operation of a life from begin to end."""
+
+    UPDATE = "update"
+    """The old image runs; the new one is written, sealed and activated."""
+    COMMIT = "commit"
+    """The new image comes up on its trial and is committed."""
+    NO_COMMIT = "no commit"
+    """It comes up, and nobody commits it: the next boot rolls back."""
+    RETURN = "return"
+    """It comes up, and an operator rolls it back."""
+    REGRET = "regret"
+    """It was committed, and an operator rolls it back."""
+    SECOND_UPDATE = "second update"
+    """It was committed, and the old image comes back as an update, into the slot that was the first's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A power cut.
+
+    Args:
+        index: how many operations that change something came before it, since the life, or the recovery, began.
+        mode: what it left.
+        what: the operation that it hit.
+    """
+
+    index: int
+    mode: CutMode
+    what: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return f"operation {self.index} ({self.what}), {self.mode}"
+
+
+@dataclass(frozen=True, slots=True)
+class Brick:
+    """A device that was lost, and how to lose it again.
+
+    Args:
+        life: what it lived through.
+        cuts: none, if the life fails without one; the second hit the recovery from the first.
+        seed: of the run.
+        what: which rule did not hold.
+    """
+
+    life: Life
+    cuts: tuple[Cut, ...]
+    seed: int
+    what: str
+
+    def __str__(self) -> str:
+        cuts = "; again at ".join(map(str, self.cuts))
+        return f"{self.life}, {f'cut at {cuts}' if cuts else 'without a cut'}, seed {self.seed}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `every_power_cut` did.
+
+    Args:
+        operations: how many each life has, without a cut.
+        modes: of the first cuts.
+        cuts: runs with one cut.
+        recuts: runs with a second one.
+        bricks: the runs that failed.
+    """
+
+    operations: dict[Life, int]
+    modes: tuple[CutMode, ...]
+    cuts: int
+    recuts: int
+    bricks: tuple[Brick, ...]
+
+    @property
+    def runs(self) -> int:
+        """How often a device lived, with cuts or without."""
+        return len(self.operations) + self.cuts + self.recuts
+
+    def __str__(self) -> str:
+        return (
+            f"{self.runs} runs: {len(self.operations)} lives of {sum(self.operations.values())} operations in all, "
+            f"{len(self.modes)} modes, {self.cuts} cuts, {self.recuts} second cuts, {len(self.bricks)} bricks"
+        )
+
+    def check(self) -> None:
+        """Fail if there are bricks.
+
+        Raises:
+            AssertionError: there are; it lists the first of them.
+        """
+        if self.bricks:
+            more = f"\n… and {len(self.bricks) - SHOWN} more" if len(self.bricks) > SHOWN else ""
+            raise AssertionError("\n".join([str(self), *map(str, self.bricks[:SHOWN])]) + more)
+
+
+async def every_power_cut(
+    build: Build,
+    geometry: Geometry,
+    *,
+    modes: Iterable[CutMode] = ALL_MODES,
+    recuts: Iterable[CutMode] = (),
+    lives: Iterable[Life] = tuple(Life),
+    seed: int = 0,
+    old: bytes | None = None,
+    new: bytes | None = None,
+    factory: Factory | None = None,
+    state: MakeState | None = None,
+    only: Brick | None = None,
+) -> Report:
+    """Prove a backend: cut the power at every operation of its life.
+
+    Args:
+        build: makes the backend, at every boot anew; a coroutine function, or a plain one. What survives a boot is
+            `flash`, and what the backend keeps in `flash.cell(name)` and `flash.register(name)`.
+        geometry: of the memory.
+        modes: of the cuts.
+        recuts: modes of a second cut, at every operation of the recovery from the first; none by default.
+        lives: what the device lives through.
+        seed: of everything that is drawn.
+        old: the first image; by default one of some sectors, and not of whole program units.
+        new: the image that it is updated to.
+        factory: puts the first image into the memory, for a backend that does not write the running slot.
+        state: makes the state store from `flash`, at every boot; by default a record in a cell.
+        only: nothing but this brick again; `modes`, `recuts`, `lives` and `seed` are its own then.
+    """
+    if only:
+        seed = only.seed
+        first, second = (*only.cuts, None, None)[:2]
+        lives, modes = [only.life], [first.mode] if first else []
+        recuts = [second.mode] if second else []
+    bench = Bench(NorSimulator(geometry), build, state or _state_in_a_cell, images={}, may_run=set(Slot), seed=seed)
+    proof = _Proof(bench, modes=tuple(map(CutMode, modes)), recuts=tuple(map(CutMode, recuts)), seed=seed, only=only)
+    with _silence():
+        await proof.prepare(old, new, factory)
+        for life in lives:
+            await proof.prove(Life(life))
+    return proof.report()
+
+
+class _Proof:
+    """One call of `every_power_cut`."""
+
+    def __init__(
+        self, factory: Bench, *, modes: tuple[CutMode, ...], recuts: tuple[CutMode, ...], seed: int, only: Brick | None
+    ) -> None:
+        self._modes, self._recuts, self._seed = modes, recuts, seed
+        self._only = only.cuts if only else None
+        self._operations: dict[Life, int] = {}
+        self._cuts = self._second_cuts = 0
+        self._bricks: list[Brick] = []
+        self._starts = {Life.UPDATE: factory}
+        self._old = self._new = b""
+        self._chunk = max(region.sector for region in factory.flash.geometry.regions) * 2 // 3 | 1
+
+    def report(self) -> Report:
+        """What was done so far."""
+        return Report(self._operations, self._modes, self._cuts, self._second_cuts, tuple(self._bricks))
+
+    async def prepare(self, old: bytes | None, new: bytes | None, factory: Factory | None) -> None:
+        """The device leaves the factory: the old image runs."""
+        bench = self._starts[Life.UPDATE]
+        device = await bench.start()
+        room, sector = await device.flash.capacity(), max(region.sector for region in bench.flash.geometry.regions)
+        self._old = old or firmware("1", min(room, 2 * sector + sector // 3) - 3)
+        self._new = new or firmware("2", min(room, sector + sector // 2) - 5)
+        bench.images.update({sha256(each).hexdigest(): each for each in (self._old, self._new)})
+        if factory is None:
+            await provision(device, _whole(self._old), size=len(self._old))
+        else:
+            made = factory(bench.flash, self._old)
+            if isawaitable(made):
+                await made
+            device = await bench.start()
+            slot = await device.flash.running_slot()
+            image = (await device.read_back(slot, len(self._old))).image
+            await device.perform(*provision_steps(BootRecord(), slot, image))
+        device, _ = await bench.boot()
+        await bench.runs(device, self._old)
+
+    async def prove(self, life: Life) -> None:
+        """One life: without a cut, and with a cut at every operation."""
+        start = self._starts[Life.UPDATE]
+        for before in BEFORE[life]:
+            if await self._attempt(start := start.fork(seed=self._seed), self._live(before, start)):
+                return  # that life is proven, too, and says why
+        clean = start.fork(seed=self._seed)
+        clean.listen()
+        problem = await self._attempt(clean, self._live(life, clean))
+        self._operations[life] = len(clean.log)
+        if problem:
+            self._bricks.append(Brick(life, (), self._seed, problem))
+            return
+        for cut in _cuts(clean.log, self._modes, self._only[0] if self._only else None):
+            await self._cut(life, start, cut)
+
+    async def _cut(self, life: Life, start: Bench, cut: Cut) -> None:
+        bench = start.fork(seed=self._seed)
+        bench.power.cut_at(cut.index, cut.mode)
+        problem = await self._attempt(bench, self._live(life, bench))
+        self._cuts += 1
+        if not bench.power.gone:
+            problem = problem or "the operation never came: what the backend does depends on more than flash and cells"
+            self._bricks.append(Brick(life, (cut,), self._seed, problem))
+            return
+        bench.power.restore()
+        again = bench.fork(seed=crc32(f"{self._seed} {cut.index} {cut.mode}".encode()))
+        bench.listen()
+        problem = await self._attempt(bench, self._recover(bench))
+        recovery = bench.log.copy()
+        problem = problem or await self._attempt(bench, self._retry(bench))
+        if problem:
+            self._bricks.append(Brick(life, (cut,), self._seed, problem))
+            return
+        for second in _cuts(recovery, self._recuts, self._only[1] if self._only and len(self._only) > 1 else None):
+            await self._cut_again(life, again, cut, second)
+
+    async def _cut_again(self, life: Life, start: Bench, first: Cut, second: Cut) -> None:
+        bench = start.fork(seed=start.seed)
+        bench.power.cut_at(second.index, second.mode)
+        problem = await self._attempt(bench, self._recover(bench))
+        self._second_cuts += 1
+        if bench.power.gone:
+            bench.power.restore()
+            problem = await self._attempt(bench, self._recover(bench)) or await self._attempt(bench, self._retry(bench))
+        if problem:
+            self._bricks.append(Brick(life, (first, second), self._seed, problem))
+
+    async def _attempt(self, bench: Bench, work: Awaitable[None]) -> str | None:
+        """Do it. Returns what went wrong, unless it was the power."""
+        try:
+            await work
+        except (KeyboardInterrupt, SystemExit, anyio.get_cancelled_exc_class()):
+            raise
+        except (Exception, BrickedError, PowerCut, Restarted) as exc:  # noqa: BLE001  it is a user's backend
+            return None if bench.power.gone else why(exc)
+        except BaseExceptionGroup as exc:  # the same, out of a task group
+            if exc.split((Exception, BrickedError, PowerCut, Restarted))[1]:
+                raise
+            return None if bench.power.gone else why(exc)
+        return None
+
+    async def _live(self, life: Life, bench: Bench) -> None:
+        device, verdict = await bench.boot()
+        match life:
+            case Life.UPDATE:
+                await bench.update(device, self._new, self._chunk)
+                return
+            case Life.COMMIT:
+                await _commit(device)
+            case Life.RETURN | Life.REGRET:
+                await _roll_back(device)
+            case Life.SECOND_UPDATE:
+                await bench.update(device, self._old, self._chunk)
+                device, verdict = await bench.boot()
+                await _commit(device)
+            case Life.NO_COMMIT:
+                if verdict is not Verdict.TRIAL:
+                    raise BrickedError("the update did not come up on trial")
+        device, _ = await bench.boot()
+        await bench.runs(device, self._new if life is Life.COMMIT else self._old)
+
+    async def _recover(self, bench: Bench) -> None:
+        _, verdict = await bench.boot()
+        if verdict is Verdict.TRIAL:
+            _, verdict = await bench.boot()  # nobody commits
+        if verdict is not Verdict.RUN:
+            raise BrickedError("a trial that nobody committed was begun again")
+
+    async def _retry(self, bench: Bench) -> None:
+        device, _ = await bench.boot()
+        await bench.update(device, self._new, self._chunk)
+        device, _ = await bench.boot()
+        await bench.runs(device, self._new)
+        await _commit(device)
+        device, _ = await bench.boot()
+        await bench.runs(device, self._new)
+
+
+BEFORE: dict[Life, tuple[Life, ...]] = {
+    Life.UPDATE: (),
+    Life.COMMIT: (Life.UPDATE,),
+    Life.NO_COMMIT: (Life.UPDATE,),
+    Life.RETURN: (Life.UPDATE,),
+    Life.REGRET: (Life.UPDATE, Life.COMMIT),
+    Life.SECOND_UPDATE: (Life.UPDATE, Life.COMMIT),
+}
+"""What a device lived through when a life begins."""
+
+
+async def _commit(device: Device) -> None:
+    with suppress(Restarted):
+        if not await commit(device):
+            raise BrickedError("the update came up, and there was nothing to commit")
+
+
+async def _roll_back(device: Device) -> None:
+    with suppress(Restarted):
+        await rollback(device)
+        raise BrickedError("an operator rolled back, and the device did not reset")
+
+
+def _cuts(operations: Sequence[Operation], modes: Iterable[CutMode], only: Cut | None) -> Iterator[Cut]:
+    for index, operation in enumerate(operations):
+        flash = operation.kind in (Kind.ERASE, Kind.PROGRAM)
+        for mode in modes:
+            if (flash or mode in ATOMIC_MODES) and only in (None, Cut(index, mode)):
+                what = f"{operation.kind} of {operation.size} bytes"
+                yield Cut(index, mode, f"{what} at {operation.offset:#x}" if flash else what)
+
+
+def firmware(version: str, size: int) -> bytes:
+    """Bytes with a version in them, and no two blocks alike.
+
+    Args:
+        version: what the tag says.
+        size: bytes, at least one.
+    """
+    head = b"MG_VERSION:" + version.encode() + b"\0"
+    return (head + Random(version).randbytes(size))[:size]  # noqa: S311  nothing is kept secret here
+
+
+def _state_in_a_cell(flash: NorSimulator) -> StateStore:
+    return CellState(flash.cell("boot record"))
+
+
+async def _whole(image: bytes) -> AsyncIterator[bytes]:
+    yield image
+
+
+@contextmanager
+def _silence() -> Generator[None]:
+    """A library that is cut off ten thousand times has much to say."""
+    log = logging.getLogger("mgota")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
