@@ -20,11 +20,12 @@ import click
 
 from mgota.cli.options import FILE, FOLDER
 from mgota.cli.virtual_device import VirtualDevice, chip, two_slots
+from mgota.core.inspect import Inspect
 from mgota.device import Device
 from mgota.errors import ConfigError
-from mgota.flash.targets.virtual import inspector_for
 from mgota.flash.files import FileLock
 from mgota.flash.targets.table import Target, find_target
+from mgota.flash.targets.virtual import inspector_for
 from mgota.flash.virtual import VirtualReset, VirtualWatchdog
 from mgota.linux.state import FileState
 from mgota.ports import FlashBackend
@@ -49,7 +50,7 @@ class Place:
         flash: its raw array; None only with `slots` and of a custom target.
         state: its boot record.
         backend: makes the backend of a custom target.
-        check_image: whether images are looked at: are they for this chip?
+        inspect: looks at images: are they for this chip? None does not ask.
     """
 
     slots: Path | None
@@ -57,7 +58,7 @@ class Place:
     flash: Path | None
     state: Path | None
     backend: Callable[..., object] | None
-    check_image: bool
+    inspect: Inspect | None
 
     def device(self, **options: Any) -> VirtualDevice:
         """The virtual device at this place. Blocks; makes what files are missing.
@@ -76,8 +77,7 @@ class Place:
             return _custom(self.backend, self.flash, self.state, **options)
         if not self.flash:
             raise ConfigError("no flash memory was named")
-        inspect = inspector_for(self.target) if self.check_image else None
-        return chip(self.target, self.flash, self.state, inspect=inspect, **options)
+        return chip(self.target, self.flash, self.state, inspect=self.inspect, **options)
 
 
 def place_options(command: F) -> F:
@@ -127,12 +127,11 @@ def _checked(
             raise click.UsageError("--target custom and --backend MODULE:FACTORY belong together")
         if not state or not (flash or backend):
             raise click.UsageError("--target needs --flash FILE and --state FILE")
-        if backend and check_image:
-            raise click.UsageError("--check-image knows the chips of the table, and not a custom one")
         factory = _factory(backend) if backend else None
     if flash and state:
         _check_files(flash, state)
-    return Place(slots=slots, target=found, flash=flash, state=state, backend=factory, check_image=check_image)
+    inspect = _inspect(found) if found and check_image else None
+    return Place(slots=slots, target=found, flash=flash, state=state, backend=factory, inspect=inspect)
 
 
 def _target(name: str, part: str | None) -> Target:
@@ -145,6 +144,13 @@ def _target(name: str, part: str | None) -> Target:
     if target.name != CUSTOM and not target.max_image:
         raise click.UsageError(f"{target.name} {target.part} is too small for two slots")
     return target
+
+
+def _inspect(target: Target) -> Inspect:
+    try:
+        return inspector_for(target)
+    except ConfigError as exc:
+        raise click.UsageError(str(exc)) from exc
 
 
 def _factory(name: str) -> Callable[..., object]:

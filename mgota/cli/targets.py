@@ -34,7 +34,7 @@ def targets(*, name: str | None, as_json: bool) -> None:
     except ConfigError as exc:
         raise click.UsageError(str(exc)) from exc
     if as_json:
-        click.echo(json.dumps([describe(target) for target in found], indent=2))
+        click.echo(json.dumps([describe(target) for target in found]))
     else:
         click.echo("\n".join((*_table(found), "", _LEGEND)))
 
@@ -85,10 +85,10 @@ def _row(target: Target) -> tuple[str, ...]:
 
 
 def _sizes(geometry: Geometry) -> tuple[str, str]:
-    """What can be programmed, and its sectors in short: 4×16 64 7×128."""
-    runs = [f"{region.length // region.sector}×{region.sector >> 10}" for region in geometry.regions]
+    """What can be programmed, and its sectors in short: 4x16 64 7x128."""
+    runs = [f"{region.length // region.sector}x{region.sector >> 10}" for region in geometry.regions]
     return str(sum(region.length for region in geometry.regions) >> 10), " ".join(
-        run.removeprefix("1×") for run in runs
+        run.removeprefix("1x") for run in runs
     )
 
 

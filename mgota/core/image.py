@@ -57,9 +57,7 @@ class ImageScan:
         inspect: makes what looks at the firmware besides, or None.
     """
 
-    def __init__(
-        self, size: int, *, trailer: Trailer | None, crc: str = CRC32, inspect: Inspect | None = None
-    ) -> None:
+    def __init__(self, size: int, *, trailer: Trailer | None, crc: str = CRC32, inspect: Inspect | None = None) -> None:
         self.size = size
         self.trailer = trailer
         self.firmware_size = max(size - trailer.size, 0) if trailer else size

@@ -9,7 +9,7 @@ Rules:
 from collections.abc import Callable
 from typing import Protocol
 
-from mgota.core.nor import ReadableBuffer
+ReadableBuffer = bytes | bytearray | memoryview
 
 
 class ImageInspector(Protocol):

@@ -142,7 +142,7 @@ class BootingFlash(FlashBackend, Protocol):
         ...
 
 
-B = TypeVar("B", bound=BootingFlash)
+B = TypeVar("B", bound=BootingFlash, covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

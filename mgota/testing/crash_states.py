@@ -11,7 +11,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
@@ -191,14 +191,18 @@ class CrashStates:
     def __iter__(self) -> Iterator[CrashState]:
         seen = set[bytes]()
         rng = Random(repr(self._random))  # noqa: S311  a draw that can be repeated
-        share = max(1, self._limit // len(self._views))
+        share = max(MIN_SHARE, self._limit // len(self._views))
         for view in self._views:
             choices = _all(view.dimensions) if self.exhaustive else self._drawn(view, share, rng)
-            for chosen in choices:
-                state = self._state(view, chosen)
-                if (key := state.key) not in seen:
-                    seen.add(key)
-                    yield state
+            new = self._new(view, choices, seen)
+            yield from new if self.exhaustive else islice(new, share)
+
+    def _new(self, view: _View, choices: Iterable[Chosen], seen: set[bytes]) -> Iterator[CrashState]:
+        for chosen in choices:
+            state = self._state(view, chosen)
+            if (key := state.key) not in seen:
+                seen.add(key)
+                yield state
 
     # names
 
@@ -231,12 +235,12 @@ class CrashStates:
     # contents
 
     def _drawn(self, view: _View, share: int, rng: Random) -> Iterator[Chosen]:
+        """More than the share, because some look alike."""
         if view.states <= share:
             yield from _all(view.dimensions)
             return
-        corners = list(islice(self._corners(view), max(share, MIN_SHARE)))
-        yield from corners
-        for _ in range(share - len(corners)):
+        yield from self._corners(view)
+        for _ in range(4 * share):
             yield _draw(view.dimensions, rng)
 
     def _corners(self, view: _View) -> Iterator[Chosen]:

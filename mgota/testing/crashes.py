@@ -99,11 +99,13 @@ def every_crash(
     """
     recorded, crashed = Path(workspace, "recorded"), Path(workspace, "crashed")
     recorded.mkdir()
-    if prepare:
-        prepare(recorded)
-    with FileRecorder(recorded) as recording:
-        action(recorded, recording.mark)
-    shutil.rmtree(recorded)
+    try:
+        if prepare:
+            prepare(recorded)
+        with FileRecorder(recorded) as recording:
+            action(recorded, recording.mark)
+    finally:
+        shutil.rmtree(recorded)
     seen = set[tuple[bytes, int]]()
     failures = list[CrashFailure]()
     possible = sampled = 0

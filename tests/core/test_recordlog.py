@@ -250,7 +250,7 @@ def test_one_sector_without_a_record_is_a_first_record_that_was_torn() -> None:
 
 
 def test_more_sectors_without_a_record_are_damage_unless_there_is_something_to_begin_with() -> None:
-    flash = laid(b"\0", entry(1, b"torn")[:20])
+    flash = laid(b"\0", entry(1, b"torn")[:19])
     with pytest.raises(StateError, match="damaged"):
         mount(flash)
     assert mount(flash, b"fresh") == b"fresh"
@@ -293,15 +293,13 @@ def test_records_of_another_epoch_behind_the_newest_are_remains() -> None:
     assert mount(flash) == b"seven"
 
 
-@pytest.mark.parametrize("second", [entry(9, bytes(49)), entry(0xFFFFFFFF, b"last")])
+@pytest.mark.parametrize("second", [entry(9, bytes(49)), entry(0xFFFFFFFF, b"last")], ids=["too long", "last epoch"])
 def test_a_record_that_no_log_can_have_written_is_none(second: bytes) -> None:
     flash = laid(entry(5, b"five") * 2, second)
     assert mount(flash) == b"five"
     flash = laid(second, second)
     with pytest.raises(StateError, match="damaged"):
         mount(flash)
-    flash = laid(entry(5, b"five") * 2 + entry(5, bytes(17)))
-    assert mount(flash) == b"five"
     assert not flash.operations.broken_rules
 
 
@@ -321,7 +319,8 @@ def test_any_bytes_give_a_value_or_none_or_a_clear_error(content: list[bytes], b
         assert mount(flash) == b"anew"
         return
     if value is not None:
-        assert mount(flash) == value
+        log = log_on(flash)
+        assert carry_out_now(log.mount(None), flash) == value
     append(flash, log, b"next")
     assert mount(flash) == b"next"
     assert not flash.operations.broken_rules
@@ -436,7 +435,7 @@ def test_cuts_leave_the_newest_value_or_the_one_before(geometry: Geometry) -> No
 
 @pytest.mark.parametrize("mode", ALL_MODES)
 def test_a_cut_in_the_very_first_record_leaves_it_or_nothing(mode: CutMode) -> None:
-    for index in range(4):
+    for index in range(3):  # erase, record, seal
         flash = NorSimulator(SMALL)
         log = mounted(flash)
         power = PowerSupply(flash, seed=index)

@@ -1,6 +1,7 @@
 """A chip's rules, kept in memory and in a file; and a writer on it."""
 
 import os
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ from mgota.errors import (
     TooLargeError,
     TruncatedError,
 )
-from mgota.flash.simulator import Kind, NorSimulator, Operation
+from mgota.flash.simulator import Kind, NorSimulator, Operation, Operations
 from mgota.flash.writer import NorWriter
 from mgota.ports import FlashWriter, NorFlash
 
@@ -193,6 +194,139 @@ async def test_a_fork_shares_sectors_until_they_change() -> None:
     assert third.peek(64, 8) == b"twin\x39\xe3\x39\xe3"
     with pytest.raises(ProgramError):  # what was programmed before the fork stays so
         await third.program(64, b"once")
+
+
+async def test_the_synchronous_operations_are_the_same_ones() -> None:
+    awaited, now = NorSimulator(GEOMETRY), NorSimulator(GEOMETRY)
+    seen = {flash: list[Operation]() for flash in (awaited, now)}
+    for flash, operations in seen.items():
+        flash.operations.before = flash.operations.after = operations.append
+    data = bytes(range(120))
+    await awaited.program(4, data)
+    now.program_now(4, data)
+    await awaited.erase(Sector(32, 32))
+    now.erase_now(Sector(32, 32))
+    for offset, size in ((0, 192), (5, 3), (31, 2), (7, 0), (256, 64), (60, 10)):
+        assert await awaited.read(offset, size) == now.read_now(offset, size)
+    now.program_now(8, b"")
+    assert now.operations.counts == awaited.operations.counts
+    assert seen[now] == seen[awaited]
+    assert [operation.source for operation in seen[now]] == [now] * len(seen[now])
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda flash: flash.read_now(HOLE, 4), ReadError),
+        (lambda flash: flash.read_now(HOLE - 4, 8), ReadError),
+        (lambda flash: flash.read_now(-1, 4), ReadError),
+        (lambda flash: flash.read_now(0, -1), ReadError),
+        (lambda flash: flash.read_now(316, 8), ReadError),
+        (lambda flash: flash.program_now(HOLE, b"1234"), ProgramError),
+        (lambda flash: flash.program_now(2, b"1234"), ProgramError),
+        (lambda flash: flash.program_now(0, b"123"), ProgramError),
+        (lambda flash: flash.program_now(72, bytes(4)), ProgramError),
+        (lambda flash: flash.program_now(64, bytes(64)), ProgramError),
+        (lambda flash: flash.erase_now(Sector(0, 64)), EraseError),
+        (lambda flash: flash.erase_now(Sector(4, 32)), EraseError),
+        (lambda flash: flash.erase_now(Sector(HOLE, 64)), EraseError),
+    ],
+)
+async def test_the_synchronous_operations_keep_the_rules(
+    call: Callable[[NorSimulator], object], error: type[FlashError]
+) -> None:
+    flash = NorSimulator(GEOMETRY)
+    flash.program_now(72, b"1234")
+    before = flash.peek(0, 192)
+    with pytest.raises(error) as caught:
+        call(flash)
+    assert flash.peek(0, 192) == before
+    assert flash.operations.broken_rules == ([] if error is ReadError else [str(caught.value)])
+
+
+async def test_a_memory_in_a_file_is_awaited(tmp_path: Path) -> None:
+    flash = NorSimulator.on_file(tmp_path / "flash", GEOMETRY)
+    for call in (
+        lambda: flash.read_now(0, 4),
+        lambda: flash.erase_now(Sector(0, 32)),
+        lambda: flash.program_now(0, b"1234"),
+    ):
+        with pytest.raises(ConfigError, match="await"):
+            call()
+    assert not flash.operations.counts
+
+
+async def test_cells_and_registers_survive_and_are_counted() -> None:
+    flash = NorSimulator(GEOMETRY)
+    cell, register = flash.cell("c"), flash.register("r", 7)
+    assert cell.load() is None
+    assert await register.read() == 7
+    cell.store(b"data")
+    await register.write(0x8000_0000)
+    assert flash.operations.counts == {Kind.READ: 2, Kind.OPTION: 2}
+    assert flash.operations.changes == 2
+    twin = flash.fork()
+    cell.store(b"more")
+    assert (flash.cell("c").load(), twin.cell("c").load()) == (b"more", b"data")
+    assert await twin.register("r").read() == await flash.register("r").read() == 0x8000_0000
+
+    def cut(_: Operation) -> None:
+        raise PowerCut
+
+    flash.operations.before = cut
+    with pytest.raises(PowerCut):
+        cell.store(b"never")
+    flash.operations.before = None
+    flash.operations.after = cut
+    with pytest.raises(PowerCut):
+        await register.write(1)
+    flash.operations.after = None
+    assert (cell.load(), await register.read()) == (b"more", 1)
+
+
+async def test_forks_may_share_a_counter() -> None:
+    operations = Operations()
+    one = NorSimulator(GEOMETRY, operations=operations)
+    two = one.fork(operations=operations)
+    one.erase_now(Sector(0, 32))
+    two.erase_now(Sector(0, 32))
+    assert operations.changes == 2
+
+
+def best(work: Callable[[], object], rounds: int) -> float:
+    """Seconds of the fastest round: whatever else the machine does only makes it slower."""
+    times = list[float]()
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+async def test_it_is_fast_enough_for_proofs() -> None:
+    large = NorSimulator(uniform(16 << 20, 256 << 10, program_unit=512))
+    data = bytes(1 << 20)
+
+    def fill() -> None:
+        for sector in large.geometry.sectors:
+            large.erase_now(sector)
+        for offset in range(0, large.geometry.size, len(data)):
+            large.program_now(offset, data)
+
+    rate = large.geometry.size / best(fill, 5) / 1e6
+    small = NorSimulator(uniform(2 << 20, 4096, program_unit=256))
+    sector, page = small.geometry.sectors[7], bytes(4096)
+
+    def rewrite() -> None:
+        for _ in range(1000):
+            small.erase_now(sector)
+            small.program_now(sector.start, page)
+            small.read_now(sector.start, 4096)
+
+    micros = best(rewrite, 5) * 1e6 / 3000
+    print(f"programs {rate:.0f} MB/s; an operation on a sector of 4 KiB takes {micros:.1f} us")
+    assert rate >= 200
+    assert micros < 100  # under coverage; a few without
 
 
 async def test_two_memories_on_one_file_see_the_same(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ are printed (`pytest -s`).
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -19,6 +20,7 @@ from mgota.core.boot import Verdict
 from mgota.core.geometry import Slot
 from mgota.core.record import BootRecord, State, decode_record
 from mgota.device import Device
+from mgota.errors import OtaError
 from mgota.flash.files import DurableFile, replace_file, sync_directory
 from mgota.linux.environment import file_device
 from mgota.linux.slots import FileSlots
@@ -222,7 +224,7 @@ def read_and_believe(directory: Path) -> BootRecord | None:
     return decode_record((directory / "state").read_bytes())
 
 
-def last_known(load: Callable[[Path], BootRecord | None]) -> Callable[[Path, CrashPoint], None]:
+def last_known(load: Callable[[Path], object]) -> Callable[[Path, CrashPoint], None]:
     def check(directory: Path, point: CrashPoint) -> None:
         if point.marks:
             assert load(directory) == point.marks[-1]
@@ -296,9 +298,8 @@ def test_after_fsyncs_that_failed_nothing_is_believed_that_a_crash_could_take_ba
                     mark(("knows", file.load()))
 
         def check(directory: Path, point: CrashPoint) -> None:
-            allowed = {b"old"}
-            for mark in point.marks:
-                told, data = mark  # type: ignore[misc]
+            allowed: set[bytes | None] = {b"old"}
+            for told, data in cast(tuple[tuple[str, bytes | None], ...], point.marks):
                 allowed = {data} if told == "knows" else allowed | {data}
             assert DurableFile(directory / "x", 100).load() in allowed
 
@@ -359,7 +360,7 @@ def test_a_selection_that_was_recovered_stays_though_its_maker_was_killed(tmp_pa
             mark(slots.latch())
 
         (tmp_path / str(at)).mkdir()
-        check = last_known(lambda directory: FileSlots(directory).latch())  # type: ignore[arg-type,return-value]
+        check = last_known(lambda directory: FileSlots(directory).latch())
         report = every_crash(action, check, tmp_path / str(at), prepare=make_slots)
         checked += report.checked
     tell("killed selection", f"{at - 1} kills, {checked} states")
@@ -380,7 +381,7 @@ def not_startable(directory: Path) -> None:
     (directory / "b").chmod(0o644)
 
 
-async def write(directory: Path, *, end: str = "finish") -> None:
+async def write(directory: Path, end: str = "finish") -> None:
     writer = await FileSlots(directory).open_writer(Slot.B, len(NEW))
     for start in range(0, len(NEW), 1000):
         await writer.write(NEW[start : start + 1000])
@@ -399,7 +400,7 @@ def test_a_finished_image_is_whole_and_the_running_one_untouched(
 
     def action(directory: Path, mark: Mark) -> None:
         for end in attempts:
-            anyio.run(lambda end=end: write(directory, end=end))
+            anyio.run(write, directory, end)
         mark("finished")
 
     def check(directory: Path, point: CrashPoint) -> None:
@@ -415,7 +416,7 @@ def test_a_finished_image_is_whole_and_the_running_one_untouched(
 @ORDERS
 def test_a_new_directory_is_as_durable_as_the_image_in_it(tmp_path: Path, order: Order) -> None:
     def action(directory: Path, mark: Mark) -> None:
-        anyio.run(lambda: write(directory / "var" / "device"))
+        anyio.run(write, directory / "var" / "device")
         mark("finished")
 
     def check(directory: Path, point: CrashPoint) -> None:
@@ -447,20 +448,23 @@ async def update(device: Device) -> None:
 
 
 async def live(directory: Path, mark: Mark) -> None:
-    """First start, update, trial, commit, rollback by an operator. Marks what must boot from now on."""
+    """First start, an update that is given up, one that is taken, trial, commit, rollback by an operator, and again."""
     device, _ = await boots(directory)
-    mark("booted")
-    await update(device)
-    mark("activated")
-    device, verdict = await boots(directory)
-    assert verdict is Verdict.TRIAL
-    mark("tried")
-    await commit(device)
-    mark("committed")
-    await rollback(device)
-    mark("rolled back")
-    await boots(directory)
-    mark("over")
+    async with OtaSession(device, size=len(NEW)) as ota:
+        await ota.write(NEW[:2000])
+    mark("began")
+    for _ in range(2):
+        await update(device)
+        mark("activated")
+        device, verdict = await boots(directory)
+        assert verdict is Verdict.TRIAL
+        mark("tried")
+        await commit(device)
+        mark("committed")
+        await rollback(device)
+        device, _ = await boots(directory)
+        mark("rolled back")
+        mark("began")
 
 
 async def boot_and_look(directory: Path) -> tuple[Device, Verdict, bytes]:
@@ -483,20 +487,20 @@ async def boot_and_look(directory: Path) -> tuple[Device, Verdict, bytes]:
     return device, verdict, data
 
 
-EXPECTED = {
-    "": {(Verdict.RUN, OLD)},
-    "booted": {(Verdict.RUN, OLD), (Verdict.TRIAL, NEW)},
+EXPECTED: dict[object, set[tuple[Verdict, bytes]]] = {
+    None: {(Verdict.RUN, OLD)},
+    "began": {(Verdict.RUN, OLD), (Verdict.TRIAL, NEW)},
     "activated": {(Verdict.TRIAL, NEW), (Verdict.RUN, OLD)},  # old: the trial was stored as begun, and is cut off
     "tried": {(Verdict.RUN, OLD), (Verdict.RUN, NEW)},
     "committed": {(Verdict.RUN, NEW), (Verdict.RUN, OLD)},
     "rolled back": {(Verdict.RUN, OLD)},
-    "over": {(Verdict.RUN, OLD)},
 }
+"""What may boot after a crash, by the last mark: (verdict, image)."""
 
 
 async def check_life(directory: Path, point: CrashPoint) -> None:
     device, verdict, data = await boot_and_look(directory)
-    assert (verdict, data) in EXPECTED[point.marks[-1] if point.marks else ""]
+    assert (verdict, data) in EXPECTED[point.marks[-1] if point.marks else None]
     if verdict is Verdict.TRIAL:
         device, verdict, data = await boot_and_look(directory)  # a cut during a trial rolls back
         assert (verdict, data) == (Verdict.RUN, OLD)
@@ -506,14 +510,62 @@ async def check_life(directory: Path, point: CrashPoint) -> None:
         assert (verdict, data) == (Verdict.TRIAL, NEW), "the update was not taken again"
 
 
+def lives(directory: Path, mark: Mark) -> None:
+    anyio.run(live, directory, mark)
+
+
+def checks(directory: Path, point: CrashPoint) -> None:
+    anyio.run(check_life, directory, point)
+
+
 @ORDERS
 def test_a_whole_life_survives_every_crash(tmp_path: Path, order: Order) -> None:
+    report = every_crash(lives, checks, tmp_path, prepare=make_slots, order=order, limit=24)
+    tell("a life", report)
+    assert report.points > 100
+
+
+@pytest.mark.parametrize("kept", ["files", "directories", "nothing"])
+def test_a_life_without_fsync_does_not(tmp_path: Path, kept: str) -> None:
     def action(directory: Path, mark: Mark) -> None:
-        anyio.run(live, directory, mark)
+        real = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            if kept == ("directories" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "files"):
+                real(descriptor)
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("fsync", "fdatasync"):
+                patch.setattr(os, name, fsync)
+            lives(directory, mark)
+
+    with pytest.raises((AssertionError, OtaError)) as caught:
+        every_crash(action, checks, tmp_path, prepare=make_slots, limit=4)
+    tell(f"control life, fsync of {kept}", f"1 failure, {caught.value!r}: {caught.value.__notes__[0]}")
+
+
+def test_what_a_boot_decided_stays_though_the_process_before_was_killed(tmp_path: Path) -> None:
+    async def decide(directory: Path, mark: Mark) -> None:
+        _, verdict, data = await boot_and_look(directory)
+        mark((Verdict.RUN, OLD if verdict is Verdict.TRIAL else data))  # a cut during a trial rolls back
 
     def check(directory: Path, point: CrashPoint) -> None:
-        anyio.run(check_life, directory, point)
+        if point.marks:
+            verdict, data = anyio.run(boot_and_look, directory)[1:]
+            assert (verdict, data) == point.marks[-1]
 
-    report = every_crash(action, check, tmp_path, prepare=make_slots, order=order, limit=64)
-    tell("a life", report)
-    assert report.points > 55
+    checked, killed, at = 0, True, 1
+    while killed:
+
+        def action(directory: Path, mark: Mark, at: int = at) -> None:
+            nonlocal killed
+            with Kernel().installed() as kernel:
+                killed = kernel.killed(lambda: lives(directory, lambda _: None), at)
+            anyio.run(decide, directory, mark)
+            anyio.run(boots, directory)
+
+        (tmp_path / str(at)).mkdir()
+        checked += every_crash(action, check, tmp_path / str(at), prepare=make_slots, limit=8).checked
+        at += 11
+    tell("killed lives", f"{at // 11} kills, {checked} states")
+    assert at > 100

@@ -48,13 +48,17 @@ MAPS = (
     SectorMap("uniform", lambda _: uniform(64 * K, 4 * K, program_unit=16), JournalPlace.CHIP),
     SectorMap("STM32F4 1 MiB", lambda scale: regions(*F4, unit=4, scale=scale), JournalPlace.HOST),
     SectorMap("STM32F4 2 MiB", lambda scale: regions(*F4, *F4, unit=4, scale=scale), JournalPlace.HOST),
-    SectorMap("STM32F7 2 MiB", lambda scale: regions((4, 32), (1, 128), (7, 256), unit=4, scale=scale), JournalPlace.HOST),
+    SectorMap(
+        "STM32F7 2 MiB", lambda scale: regions((4, 32), (1, 128), (7, 256), unit=4, scale=scale), JournalPlace.HOST
+    ),
     SectorMap("RP2040", lambda _: uniform(2 * K * K, 4 * K, program_unit=256), JournalPlace.CHIP),
     SectorMap(
         "RT1050", lambda scale: uniform(64 * K * K // scale, 256 * K // scale, program_unit=512), JournalPlace.CHIP
     ),
     SectorMap(
-        "CH32V307", lambda _: uniform(480 * K, 4 * K, program_unit=4, erased=bytes.fromhex("39e339e3")), JournalPlace.CHIP
+        "CH32V307",
+        lambda _: uniform(480 * K, 4 * K, program_unit=4, erased=bytes.fromhex("39e339e3")),
+        JournalPlace.CHIP,
     ),
 )
 BY_NAME = {each.name: each for each in MAPS}
@@ -195,7 +199,9 @@ def run(start: SwapBench, goal: Slot, cuts: Iterator[Cut], seed: int = 0) -> tup
             bench.power.restore()
             bench.look(tag)
             if bench.state.base is not goal or bench.flash.operations.broken_rules:
-                raise BrickError(f"slot {goal} was not selected, or a rule broken: {bench.flash.operations.broken_rules}")
+                raise BrickError(
+                    f"slot {goal} was not selected, or a rule broken: {bench.flash.operations.broken_rules}"
+                )
             return hit, bench.flash.operations.changes - begun
         except PowerCut:
             hit += 1

@@ -73,7 +73,7 @@ def _u2a() -> Iterator[Target]:
             swap=Swap.DOUBLE_MAP,
             unit=512,
             aliases=(f"RH850/{name.upper()}",),
-            sources=("Mongoose src/ota.h: MG_OTA_U2A, no driver", "unverified: no public source has the blocks"),
+            sources=("Mongoose src/ota.h: MG_OTA_U2A, no driver", "unverified: no source was found for its blocks"),
         )
 
 

@@ -1,17 +1,17 @@
 """STM32: every line and size of the F2, F4, F7, H7 and H5, in single and dual bank mode where a part has both.
 
-ST's letter for the size of the flash memory: 8 64 KiB, B 128, C 256, D 384, E 512, F 768, G 1024, H 1536, I 2048. A part
-that an option bit puts into dual bank mode is listed twice; the second is called `-dual`.
+ST's letter for the size of the flash memory: 8 is 64 KiB, B 128, C 256, D 384, E 512, F 768, G 1024, H 1536, I 2048. A
+part that an option bit puts into dual bank mode is listed twice; the second is called `-dual`.
 
-    F2, F4, F72x, F73x      4 × 16 KiB, 64 KiB, then 128 KiB each
-    F74x, F75x, F76x, F77x  4 × 32 KiB, 128 KiB, then 256 KiB each
-    dual bank               4 × 16 KiB, 64 KiB, then 128 KiB each, in both banks
+    F2, F4, F72x, F73x      4 x 16 KiB, 64 KiB, then 128 KiB each
+    F74x, F75x, F76x, F77x  4 x 32 KiB, 128 KiB, then 256 KiB each
+    dual bank               4 x 16 KiB, 64 KiB, then 128 KiB each, in both banks
     H72x … H75x             128 KiB each
     H7A3, H7B3, H7B0, H5    8 KiB each
 
-Sources: the reference manuals (RM…) are named for whoever checks. Sector maps were taken from OpenOCD's flash drivers and
-compared with pyOCD and probe-rs; which sizes a line comes in from probe-rs, which has it from ST's packs; the H7's flash
-word and its second bank from ST's CMSIS headers.
+Sources: the reference manuals (RM...) are named for whoever checks. Sector maps were taken from OpenOCD's flash drivers
+and compared with pyOCD and probe-rs; the sizes that a line comes in from probe-rs, which has them from ST's packs; the
+H7's flash word and its second bank from ST's CMSIS headers.
 """
 
 from collections.abc import Iterator

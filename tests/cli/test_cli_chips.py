@@ -1,0 +1,174 @@
+"""`mgota serve --target NAME`: every chip of the table lives, is updated, rolled back, and survives kill -9."""
+
+import os
+import signal
+import struct
+import subprocess
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from terminal import PROGRAM, Serving, Shop, Terminal
+
+from mgota.flash.targets.table import NAMES, find_target
+
+SERVED = [name for name in NAMES if find_target(name).max_image]
+
+
+def files(tmp_path: Path) -> list[object]:
+    return ["--flash", tmp_path / "chip.bin", "--state", tmp_path / "chip.state"]
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_every_chip_is_updated_committed_and_rolled_back(
+    name: str, shop: Shop, mgota: Terminal, tmp_path: Path
+) -> None:
+    place = ["--target", name, *files(tmp_path), "--key", shop.public]
+    mgota.ok("provision", shop.image("1.0.0"), *place)
+    with Serving(*place) as device:
+        assert device.status()["image"]["version"] == "1.0.0"
+        mgota.ok("push", shop.image("2.0.0"), device.url)
+        device.until(lambda now: now["trial"] is not None)
+        flash = (tmp_path / "chip.bin").read_bytes()
+        for version in ("1.0.0", "2.0.0"):  # during a trial both images lie whole in the file
+            assert shop.directory.joinpath(f"fw-{version}.signed.bin").read_bytes() in flash
+        mgota.ok("commit", device.url)
+        device.until(lambda now: now["state"] == "CONFIRMED" and now["trial"] is None)
+        assert mgota.ok("rollback", device.url, "--json").json["rolled_back"] is True
+        assert device.status()["image"]["version"] == "1.0.0"
+        assert device.end(signal.SIGTERM)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["stm32f4", "picosdk", "esp32", "stm32h7"])
+def test_what_is_not_committed_goes_back_and_a_kill_is_a_power_cut(
+    name: str, shop: Shop, mgota: Terminal, tmp_path: Path
+) -> None:
+    place = ["--target", name, *files(tmp_path), "--key", shop.public]
+    mgota.ok("provision", shop.image("1.0.0"), *place)
+    with Serving(*place, "--window", "2") as device:
+        mgota.ok("push", shop.image("2.0.0"), device.url)
+        now = device.until(lambda now: now["state"] == "CONFIRMED" and now["outcome"] is not None)
+        assert (now["outcome"], now["image"]["version"]) == ("rolled_back", "1.0.0")
+    image = shop.image("3.0.0", 200_000)
+    for pause in (0.05, 0.1, 0.2, 0.4, 0.6):  # somewhere in writing, sealing, swapping, booting, trying
+        with Serving(*place) as device:
+            pushing = subprocess.Popen([*PROGRAM, "push", image, device.url], stderr=subprocess.DEVNULL)
+            device.until(lambda now: now["update"] is not None or now["state"] != "CONFIRMED")
+            time.sleep(pause)
+            device.end(signal.SIGKILL)
+            pushing.communicate(timeout=60)
+        with Serving(*place, "--window", "1") as device:
+            now = device.until(lambda now: now["state"] == "CONFIRMED" and now["trial"] is None)
+            assert now["image"]["version"] == "1.0.0"
+
+
+def test_a_part_is_chosen_and_its_file_has_its_size(shop: Shop, mgota: Terminal, tmp_path: Path) -> None:
+    place = ["--target", "stm32f4", "--part", "stm32f405xg", *files(tmp_path)]
+    with Serving(*place) as device:
+        assert (tmp_path / "chip.bin").stat().st_size == 1 << 20
+        mgota.ok("push", shop.image("1.0.0", (384 << 10) - 200), device.url)
+    too_large = shop.image("2.0.0", 384 << 10)
+    with Serving(*place) as device:
+        assert "413" in mgota("push", too_large, device.url).line
+
+
+def test_a_new_esp32_has_a_partition_table_and_empty_otadata(tmp_path: Path) -> None:
+    with Serving("--target", "esp32", *files(tmp_path)) as device:
+        assert device.status()["active_slot"] == "a"
+    flash = (tmp_path / "chip.bin").read_bytes()
+    assert len(flash) == 4 << 20
+    entries = {}
+    for at in range(0x8000, 0x8C00, 32):
+        magic, kind, subtype, offset, size, label, _ = struct.unpack("<2sBBLL16sL", flash[at : at + 32])
+        if magic == b"\xaa\x50":
+            entries[label.rstrip(b"\0").decode()] = (kind, subtype, offset, size)
+    assert entries["ota_0"] == (0, 0x10, 0x10000, 0x1E0000)
+    assert entries["ota_1"] == (0, 0x11, 0x1F0000, 0x1E0000)
+    assert entries["otadata"][2:] == (0xE000, 0x2000)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--target", "u2a16"], "has no regions to serve"),
+        (["--target", "stm32h7", "--part", "STM32H750xB"], "too small for two slots"),
+        (["--target", "stm32f7", "--part", "STM32F750x8"], "too small for two slots"),
+        (["--target", "stm32f4", "--part", "STM32F999"], "has no part STM32F999; it has"),
+        (["--target", "z80"], "there is no target z80; there are stm32h5"),
+        (["--target", "custom"], "belong together"),
+        (["--target", "stm32f4", "--backend", "os:getcwd"], "belong together"),
+        (["--target", "custom", "--backend", "nonsense"], "MODULE:FACTORY"),
+        (["--target", "custom", "--backend", "no_such_module:f"], "cannot be loaded"),
+        (["--target", "custom", "--backend", "os:no_such_name"], "cannot be loaded"),
+        (["--target", "custom", "--backend", "os:sep"], "is no function"),
+        (["--target", "ch32v307", "--check-image"], "nothing can be told"),
+    ],
+)
+@pytest.mark.parametrize("command", ["serve", "provision"])
+def test_what_cannot_be_served_is_a_usage_error(
+    command: str, options: list[object], said: str, mgota: Terminal, tmp_path: Path
+) -> None:
+    image = tmp_path / "fw.bin"
+    image.write_bytes(b"firmware")
+    done = mgota(command, *([image] if command == "provision" else []), *options, *files(tmp_path))
+    assert done.code == 2
+    assert said in done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fw.bin"]  # nothing was made
+
+
+def test_a_custom_backend_is_served(shop: Shop, mgota: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "my_driver.py").write_text(
+        "from mgota.core.geometry import uniform\n"
+        "from mgota.core.swap import JournalPlace, plan_swap\n"
+        "from mgota.flash.copied import CopiedFlash\n"
+        "from mgota.flash.simulator import NorSimulator\n"
+        "def backend(path):\n"
+        "    geometry = uniform(1 << 20, 4096)\n"
+        "    return CopiedFlash(NorSimulator.on_file(path, geometry), plan_swap(geometry, JournalPlace.CHIP))\n"
+        "def wrong(path):\n"
+        "    return 7\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    place = ["--target", "custom", "--backend", "my_driver:backend", *files(tmp_path), "--key", shop.public]
+    with Serving(*place, env=env) as device:
+        mgota.ok("push", shop.image("1.0.0"), device.url)
+        device.until(lambda now: now["trial"] is not None)
+        mgota.ok("commit", device.url)
+        device.until(lambda now: now["state"] == "CONFIRMED" and now["trial"] is None)
+    with pytest.raises(AssertionError, match="no FlashBackend"):
+        Serving(*place[:3], "my_driver:wrong", *place[4:], env=env).__enter__()
+
+
+def vectors(reset: int, stack: int = 0x20001000, size: int = 5000) -> bytes:
+    return struct.pack("<II", stack, reset) + bytes(range(256)) * (size // 256)
+
+
+@pytest.mark.parametrize(
+    ("target", "firmware", "said"),
+    [
+        ("stm32f4", vectors(0x08000101), None),
+        ("stm32h5", vectors(0x08000101), None),
+        ("stm32f4", vectors(0x10000201), "outside"),
+        ("stm32f4", vectors(0x08000100), "Thumb"),
+        ("esp32", vectors(0x08000101), "ESP32"),
+    ],
+)
+def test_an_image_for_another_chip_is_refused_where_its_format_tells(
+    target: str, firmware: bytes, said: str | None, shop: Shop, mgota: Terminal, tmp_path: Path
+) -> None:
+    path = tmp_path / "fw.bin"
+    path.write_bytes(firmware + shop.key.sign(sha256(firmware).digest()))
+    place = ["--target", target, *files(tmp_path), "--key", shop.public]
+    with Serving(*place, "--check-image") as device:
+        done = mgota("push", path, device.url)
+        if said is None:
+            assert done.code == 0
+            device.until(lambda now: now["trial"] is not None)
+        else:
+            assert "422" in done.line
+            assert said in done.line
+            assert device.status()["outcome"] == "refused"
+    with Serving(*place) as device:  # nobody asked
+        if said is not None:
+            mgota.ok("push", path, device.url)
