@@ -51,6 +51,19 @@ class NorFlash(Protocol):
 
 
 @runtime_checkable
+class Flushable(NorFlash, Protocol):
+    """A flash memory with something under it that could lose what was programmed."""
+
+    async def flush(self) -> None:
+        """Make everything durable.
+
+        Raises:
+            FlashError: it is not durable, or nobody knows.
+        """
+        ...
+
+
+@runtime_checkable
 class FlashWriter(Protocol):
     """An image on its way into a slot, from the first byte to the last."""
 

@@ -49,3 +49,12 @@ def test_a_person_gets_a_table(tmp_path: Path) -> None:
     table = bench(tmp_path, "--size", "1", "--rounds", "1", "--peers", "floor,anyio_h11")
     assert "CPU s/GiB" in table
     assert [line.split()[0] for line in table.splitlines()[2:]] == ["floor", "anyio_h11"]
+
+
+def test_flash_memory_writer_and_swap_are_measured() -> None:
+    script = SCRIPT.with_name("flash.py")
+    command = [sys.executable, str(script), "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=110)
+    found = json.loads(done.stdout)
+    assert set(found) == {"program_mb_per_s", "writer_mb_per_s", "swap_896_kib_s"}
+    assert all(value > 0 for value in found.values())

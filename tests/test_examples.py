@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import socket
 import subprocess
@@ -76,6 +77,17 @@ def test_the_custom_target_is_updated(tmp_path: Path) -> None:
     assert "after the reset: trial" in done.stdout
     assert "committed: True" in done.stdout
     assert "b'new firmware'" in done.stdout
+
+
+def test_a_custom_backend_is_proven() -> None:
+    command = [sys.executable, str(EXAMPLES / "prove_custom_backend.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    runs = re.fullmatch(
+        r"(\d+) runs: 6 lives of \d+ .*, 8 modes, (\d+) cuts, (\d+) second cuts, 0 bricks\n", done.stdout
+    )
+    assert runs
+    assert int(runs[1]) == 6 + int(runs[2]) + int(runs[3]) > 300
+    assert done.stderr == ""
 
 
 def test_the_application_serves_its_version_beside_the_update(tmp_path: Path) -> None:

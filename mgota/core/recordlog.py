@@ -31,6 +31,8 @@ HEAD = struct.Struct("<4sIHBxI")
 SECTORS = 3
 
 LAST_EPOCH = 0xFFFFFFFF
+"""No record has it: a log that got there would begin to lose its newest value."""
+
 LONGEST = 0xFFFF
 """Bytes of a value that the head can say."""
 
@@ -201,6 +203,8 @@ class RecordLog:
     def _padded(self, value: bytes) -> bytes:
         if len(value) > self.max_value:  # before anything is erased
             raise StateError(f"a record of {len(value)} bytes does not fit this log: {self.max_value} at most")
+        if self._epoch >= LAST_EPOCH:
+            raise StateError("the record log is at its last epoch: no memory lives to see it, so it is damaged")
         entry = encode_entry(self._epoch, self._kind, value)
         room = self._room(len(value))
         return entry + self._geometry.blank(room)[len(entry) :]

@@ -19,7 +19,7 @@ from mgota.errors import FlashError, ReadError, SelectError, TooLargeError
 from mgota.flash.files import replace_file
 from mgota.flash.simulator import Kind, Operations
 from mgota.flash.writer import NorWriter
-from mgota.ports import NorFlash, Resetter
+from mgota.ports import Flushable, Resetter
 
 SCAN = 1 << 16
 """Bytes that are read at once when a bank is searched for anything not blank."""
@@ -124,18 +124,6 @@ class VirtualOptions:
                 await to_thread.run_sync(replace_file, self._path, data)
             except OSError as exc:
                 raise FlashError(f"the option bytes in {self._path} cannot be written: {exc.strerror}") from exc
-
-
-class Flushable(NorFlash, Protocol):
-    """A flash memory with something under it that could lose what was programmed."""
-
-    async def flush(self) -> None:
-        """Make everything durable.
-
-        Raises:
-            FlashError: it is not durable, or nobody knows.
-        """
-        ...
 
 
 class BankedFlash:

@@ -19,10 +19,9 @@ from mgota.core.nor import Job
 from mgota.core.recordlog import Kind, RecordLog
 from mgota.core.swap import ChipJournal, HostJournal, Phase, SwapLayout, SwapState
 from mgota.errors import ConfigError, FlashError, ReadError, TooLargeError
-from mgota.flash.banked import Flushable
-from mgota.flash.files import DurableFile
-from mgota.flash.jobs import carry_out
+from mgota.flash.jobs import Beside, carry_out
 from mgota.flash.writer import NorWriter
+from mgota.ports import Flushable
 
 
 class CopiedFlash:
@@ -31,7 +30,7 @@ class CopiedFlash:
     Args:
         flash: the memory.
         layout: of images and journal.
-        journal: the file for the journal, where the layout has none on the chip.
+        journal: a `DurableFile` for the journal, where the layout has none on the chip.
         crc: the checksum of the read-back.
 
     Raises:
@@ -39,7 +38,7 @@ class CopiedFlash:
     """
 
     def __init__(
-        self, flash: Flushable, layout: SwapLayout, journal: DurableFile | None = None, *, crc: str = "crc-32"
+        self, flash: Flushable, layout: SwapLayout, journal: Beside | None = None, *, crc: str = "crc-32"
     ) -> None:
         if not layout.journal and journal is None:
             raise ConfigError("this flash memory has no room for a journal: it needs a file for it")

@@ -89,11 +89,13 @@ async def write(backend: FlashBackend, slot: Slot, image: bytes) -> None:
 
 async def _content(backend: FlashBackend, slot: Slot) -> bytes:
     """What can be read of a slot, as far as anybody wants to."""
-    return await backend.read(slot, 0, min(await backend.extent(slot), FILL))
+    size = min(await backend.extent(slot), FILL)
+    return await backend.read(slot, 0, size) if size else b""
 
 
 async def _size(backend: FlashBackend) -> int:
-    return min(await backend.capacity(), IMAGE)
+    capacity = await backend.capacity()
+    return IMAGE if capacity > IMAGE else max(capacity - 5, 1)  # no whole units, and not all that there is
 
 
 async def _check_writing(backend: FlashBackend, running: Slot) -> None:

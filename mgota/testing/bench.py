@@ -215,6 +215,8 @@ class Bench:
         record, _ = await device.load()
         if record is None:
             raise BrickedError("the boot record is gone")
+        if record.outcome is Outcome.STUCK:
+            raise BrickedError(f"the device is stuck: {record.reason}")
         running = await device.flash.running_slot()
         if record.image(running) is None:
             raise BrickedError(f"slot {running} runs, and the record knows of no image there")
@@ -227,8 +229,6 @@ class Bench:
         wanted = {Verdict.RUN: State.CONFIRMED, Verdict.TRIAL: State.FAILED}.get(verdict, record.state)
         if record.state is not wanted:
             raise BrickedError(f"the device goes on ({verdict}) with the record in state {record.state}")
-        if record.outcome is Outcome.STUCK:
-            raise BrickedError(f"the device is stuck: {record.reason}")
         self.check_rules()
 
     def check_rules(self) -> None:

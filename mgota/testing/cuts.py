@@ -170,6 +170,10 @@ async def every_power_cut(
         factory: puts the first image into the memory, for a backend that does not write the running slot.
         state: makes the state store from `flash`, at every boot; by default a record in a cell.
         only: nothing but this brick again; `modes`, `recuts`, `lives` and `seed` are its own then.
+
+    Raises:
+        AssertionError: the first image does not run, without any cut.
+        OtaError: the first image could not be provisioned.
     """
     if only:
         seed = only.seed
@@ -179,7 +183,10 @@ async def every_power_cut(
     bench = Bench(NorSimulator(geometry), build, state or _state_in_a_cell, images={}, may_run=set(Slot), seed=seed)
     proof = _Proof(bench, modes=tuple(map(CutMode, modes)), recuts=tuple(map(CutMode, recuts)), seed=seed, only=only)
     with _silence():
-        await proof.prepare(old, new, factory)
+        try:
+            await proof.prepare(old, new, factory)
+        except BrickedError as exc:
+            raise AssertionError(f"the device did not leave the factory: {exc}") from exc
         for life in lives:
             await proof.prove(Life(life))
     return proof.report()
@@ -229,14 +236,17 @@ class _Proof:
         """One life: without a cut, and with a cut at every operation."""
         start = self._starts[Life.UPDATE]
         for before in BEFORE[life]:
-            if await self._attempt(start := start.fork(seed=self._seed), self._live(before, start)):
-                return  # that life is proven, too, and says why
+            start = start.fork(seed=self._seed)
+            problem = await self._attempt(start, self._live(before, start))
+            if problem:
+                self._lost(before, (), problem)
+                return
         clean = start.fork(seed=self._seed)
         clean.listen()
         problem = await self._attempt(clean, self._live(life, clean))
         self._operations[life] = len(clean.log)
         if problem:
-            self._bricks.append(Brick(life, (), self._seed, problem))
+            self._lost(life, (), problem)
             return
         for cut in _cuts(clean.log, self._modes, self._only[0] if self._only else None):
             await self._cut(life, start, cut)
@@ -248,7 +258,7 @@ class _Proof:
         self._cuts += 1
         if not bench.power.gone:
             problem = problem or "the operation never came: what the backend does depends on more than flash and cells"
-            self._bricks.append(Brick(life, (cut,), self._seed, problem))
+            self._lost(life, (cut,), problem)
             return
         bench.power.restore()
         again = bench.fork(seed=crc32(f"{self._seed} {cut.index} {cut.mode}".encode()))
@@ -257,7 +267,7 @@ class _Proof:
         recovery = bench.log.copy()
         problem = problem or await self._attempt(bench, self._retry(bench))
         if problem:
-            self._bricks.append(Brick(life, (cut,), self._seed, problem))
+            self._lost(life, (cut,), problem)
             return
         for second in _cuts(recovery, self._recuts, self._only[1] if self._only and len(self._only) > 1 else None):
             await self._cut_again(life, again, cut, second)
@@ -271,7 +281,12 @@ class _Proof:
             bench.power.restore()
             problem = await self._attempt(bench, self._recover(bench)) or await self._attempt(bench, self._retry(bench))
         if problem:
-            self._bricks.append(Brick(life, (first, second), self._seed, problem))
+            self._lost(life, (first, second), problem)
+
+    def _lost(self, life: Life, cuts: tuple[Cut, ...], what: str) -> None:
+        brick = Brick(life, cuts, self._seed, what)
+        if brick not in self._bricks:  # a life that another one begins with
+            self._bricks.append(brick)
 
     async def _attempt(self, bench: Bench, work: Awaitable[None]) -> str | None:
         """Do it. Returns what went wrong, unless it was the power."""

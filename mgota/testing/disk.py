@@ -18,7 +18,7 @@ Rules, and where they come from:
   comes with its target, or not at all;
 - a name may be durable before what it names: the file is then empty. The help of ext4's `auto_da_alloc` (ext4(5)),
   which writes the data of a file that is renamed over another one first, is not relied on;
-- pending changes of names survive in any subset (`any`: what POSIX allows; Pillai et al., section 2.2), or those
+- pending changes of names survive in any subset (`any`: what POSIX allows; Pillai et al., table 1), or those
   of one directory in their order (`prefix`: a journal, as ext4, XFS and Btrfs have one);
 - an fsync that failed has thrown its pages away: what it should have covered is pending for ever, and a later fsync
   that succeeds says nothing of it (fsync(2), EIO; A. Rebello et al., "Can Applications Recover from fsync Failures?",

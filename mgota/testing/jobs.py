@@ -5,26 +5,15 @@ Rules:
 - an operation that fails is told to the job, as on the real one; a power cut ends the job where it stands.
 """
 
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from mgota.core.nor import Action, Erase, Job, Keep, Program, Read
 from mgota.errors import ConfigError, FlashError
+from mgota.flash.jobs import Beside, exchange
 from mgota.flash.operations import Kind, Operations
 from mgota.flash.simulator import NorSimulator
 
 T = TypeVar("T")
-
-
-class Beside(Protocol):
-    """A place beside the memory, where a store is atomic."""
-
-    def load(self) -> bytes | None:
-        """What was stored last; None if nothing ever was."""
-        ...
-
-    def store(self, data: bytes) -> None:
-        """Replace it."""
-        ...
 
 
 class KeptBeside:
@@ -86,7 +75,5 @@ def _perform(action: Action, flash: NorSimulator, beside: Beside | None) -> byte
         case _:
             if beside is None:
                 raise ConfigError("this job keeps something beside the memory: bring a KeptBeside, or a cell")
-            if not isinstance(action, Keep):
-                return beside.load() or b""
-            beside.store(action.data)
+            return exchange(beside, action.data if isinstance(action, Keep) else None)
     return b""

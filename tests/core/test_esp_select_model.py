@@ -11,7 +11,8 @@ A *brick*: the bootloader may start a slot that is half-written.
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from enum import Enum
+from functools import partial
 
 import pytest
 
@@ -146,7 +147,7 @@ class Model:
         match doing.what:
             case "recover" if running != FACTORY:
                 job = partial(self.settle, PLACE, running)
-                yield from self.steps(world, doing, job, (world_as_it_is, Doing("run", running)))
+                yield from self.steps(world, doing, job, (as_it_is, Doing("run", running)))
             case "recover":
                 for slot in {0, 1} - {world.half_written, world.rejected}:
                     yield f"select {slot}", (world, Doing("select", FACTORY, slot))
@@ -166,7 +167,7 @@ class Model:
             case _:
                 job = partial(self.select, PLACE, None if running == FACTORY else running, doing.slot)
                 then = None if running == FACTORY else Doing("run", running)  # told to reset, it need not at once
-                yield from self.steps(world, doing, job, (world_as_it_is, then))
+                yield from self.steps(world, doing, job, (as_it_is, then))
 
     def boots(self, world: World) -> Iterator[int]:
         for first in world.cells[0].readings():
@@ -184,48 +185,113 @@ class Model:
         A job that goes on after a write is begun again: it keeps nothing in mind.
         """
         then, doing_then = done
-        for event, after, how in all_ways(world, job):
-            match how:
-                case "cut":
+        for event, after, end in all_ways(world, job):
+            match end:
+                case End.CUT:
                     yield event, (after, None)
-                case "wrote":
+                case End.WROTE:
                     yield event, (after, doing)
-                case _:
+                case End.DONE:
                     yield event, (then(after), doing_then)
 
 
 Then = Callable[[World], World]
 
 
-def world_as_it_is(world: World) -> World:
+def as_it_is(world: World) -> World:
     return world
 
 
-def all_ways(world: World, job: Callable[[], Job[None]]) -> Iterator[tuple[str, World, str]]:
+class End(Enum):
+    CUT = "the power went"
+    WROTE = "it goes on after a write"
+    DONE = "done"
+
+
+def all_ways(world: World, job: Callable[[], Job[None]]) -> Iterator[tuple[str, World, End]]:
     """A way through a job is a list of choices; each that was not made on one way begins another."""
     ways: list[list[int]] = [[]]
     while ways:
         way = ways.pop()
-        event, after, how, choices = follow(world, job(), way)
+        choices: list[tuple[int, int]] = []
+        yield follow(world, job(), way, choices)
+        made = [choice for choice, _ in choices]
         for step in range(len(way), len(choices)):
-            ways += [[0 if at < step and at >= len(way) else choices[at][0] for at in range(step)] + [other]
-                     for other in range(1, choices[step][1])]
-        yield event, after, how
+            ways += [[*made[:step], other] for other in range(1, choices[step][1])]
 
 
-def follow(world: World, job: Job[None], way: list[int]) -> tuple[str, World, str, list[tuple[int, int]]]:
-    choices: list[tuple[int, int]] = []
-
+def follow(world: World, job: Job[None], way: list[int], choices: list[tuple[int, int]]) -> tuple[str, World, End]:
     def choose(possible: int) -> int:
         choices.append((way[len(choices)] if len(choices) < len(way) else 0, possible))
         return choices[-1][0]
 
-    answer, sealed = b"", False
+    programmed = verified = False
+    what = ""
     try:
+        action = next(job)
         while True:
-            action = job.send(answer) if answer is not None else next(job)
+            if verified and not isinstance(action, Program):
+                return what, world, End.WROTE
             match action:
                 case Read(offset, size):
-                    pass
+                    readings = world.cells[offset // 4096].readings()
+                    answer = readings[choose(len(readings))][:size]
+                    verified = programmed
+                case Erase() | Program():
+                    index, after, torn, name = effect(world, action)
+                    what = f"{what}, {name} of sector {index}".lstrip(", ")
+                    if cut := choose(3):
+                        return f"{what}: cut", world if cut == 1 else world.with_cell(index, torn), End.CUT
+                    world, answer = world.with_cell(index, after), b""
+                    programmed, verified = isinstance(action, Program), False
+                case _:
+                    raise AssertionError(action)
+            action = job.send(answer)
     except StopIteration:
-        return "done", world, "done", choices
+        return what or "nothing to do", world, End.DONE
+
+
+def effect(world: World, action: Erase | Program) -> tuple[int, Cell, Cell, str]:
+    """Which sector an operation is about, what it leaves if it ends, and what if it is cut off."""
+    if isinstance(action, Erase):
+        index = action.sector.start // 4096
+        return index, Cell(), world.cells[index].half_erased(), "erase"
+    index, at = divmod(action.offset, 4096)
+    cell = world.cells[index]
+    if at:
+        assert bytes(action.data) == SEAL
+        assert not cell.seal
+        return index, replace(cell, seal=True), replace(cell, seal=True, torn_seal=True), "seal"
+    assert cell == Cell()
+    entry = replace(cell, entry=bytes(action.data))
+    return index, entry, replace(entry, torn_entry=True), "entry"
+
+
+def ours(slot: int, seq: int) -> Cell:
+    assert (seq - 1) % 2 == slot
+    return Cell(encode_entry(ota_entry(seq, label=label_of(seq))), seal=True)
+
+
+def foreign(slot: int, seq: int, state: OtaState = OtaState.UNDEFINED) -> Cell:
+    assert (seq - 1) % 2 == slot
+    return Cell(encode_entry(ota_entry(seq, state=state)))
+
+
+STARTS = {
+    "new": World((Cell(), Cell())),
+    "settled on 0": World((ours(0, 1), ours(0, 3)), half_written=1),
+    "settled on 1": World((ours(1, 4), ours(1, 2)), half_written=0),
+    "ESP-IDF's, on 1": World((foreign(0, 1), foreign(1, 2, OtaState.VALID)), half_written=0),
+    "ESP-IDF's, first": World((foreign(0, 1, OtaState.VALID), Cell())),
+    "high": World((foreign(0, 0xFFFFFFFD), foreign(1, 0xFFFFFFFE))),
+}
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+@pytest.mark.parametrize("default", [0, FACTORY])
+@pytest.mark.parametrize("start", list(STARTS))
+def test_no_number_of_cuts_boots_a_half_written_slot(start: str, default: int, fallback: bool) -> None:
+    model = Model(fallback=fallback, default=default)
+    brick = model.explore(STARTS[start])
+    print(f"\n{start}, default {default}, fallback {fallback}: {len(model.worlds)} worlds")
+    assert not brick, "\n".join(brick)

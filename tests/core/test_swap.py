@@ -1,8 +1,10 @@
 """Where two images lie, how they change places, and what a cut, a bad sector or a lost link leaves of them."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise, product
+from functools import partial
+from itertools import product
 from random import Random
 
 import pytest
@@ -146,7 +148,7 @@ def test_any_memory_gets_a_sound_layout_or_is_too_small(geometry: Geometry, plac
     try:
         layout = plan_swap(geometry, place)
     except ConfigError as exc:
-        assert "too small for two slots" in str(exc)
+        assert "too small for two slots" in str(exc)  # noqa: PT017  either is right
     else:
         check(layout, place)
 
@@ -344,7 +346,7 @@ def test_only_sectors_that_an_image_occupies_move_each_once_per_copy(old: int, n
     ascending = [start for i in range(count) for start in (s[i], p[i])]
     descending = [start for i in reversed(range(count)) for start in (s[i + 1], p[i])]
     for slot, expected in ((B, ascending), (A, descending), (B, ascending)):
-        assert moved(board, lambda slot=slot: board.select(slot)) == expected
+        assert moved(board, partial(board.select, slot)) == expected
         assert board.noted().count == count
 
 
@@ -388,7 +390,7 @@ def test_any_layout_and_any_sizes(seed: int, erased: bool) -> None:
     assert not board.flash.operations.broken_rules
 
 
-# --- a journal of another memory ---------------------------------------------------------------------------------------
+# --- a journal of another memory -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -416,7 +418,7 @@ def as_job(job: Job[None]) -> Job[SwapState]:
     return SwapState()
 
 
-# --- a destination that refuses its data -------------------------------------------------------------------------------
+# --- a destination that refuses its data -----------------------------------------------------------------------------
 
 OLD, NEW = image(0, 150), image(1, 185)
 
@@ -424,6 +426,7 @@ OLD, NEW = image(0, 150), image(1, 185)
 def standing(forward: bool, layout: SwapLayout = TINY) -> tuple[Board, Slot]:
     """A chip before a swap, and the slot to select."""
     board = Board.of(layout, OLD, NEW)
+    board.flash.poke(layout.aside(0).start, b"garbage " * (layout.sector // 8))
     if not forward:
         board.select(B)
     return board, B if forward else A
@@ -511,19 +514,16 @@ def test_a_sector_that_is_bad_for_good_keeps_the_base_or_is_an_error_until_it_wo
 
 def at_last_copy(board: Board, forward: bool, act: Callable[[], None]) -> None:
     """Do something once, when the last copy is done and noted: before the checksum."""
-    notes = 0
+    twin = board.fork()
+    twin.select(B if forward else A)
+    # In TINY every note begins a sector: an erase, a record, a seal.
+    last = board.flash.operations.changes + twin.flash.operations.changes - 1 - 3
 
     def note(operation: Operation) -> None:
-        nonlocal notes
-        journal = operation.kind is Does.PROGRAM and operation.offset >= TINY.secondary.end
-        notes += journal
         if operation.index == last:
             board.flash.operations.after = None
             act()
 
-    twin = board.fork()
-    twin.select(B if forward else A)
-    last = board.flash.operations.changes + twin.flash.operations.changes - 2
     board.flash.operations.after = note
 
 
@@ -575,16 +575,15 @@ def test_a_link_that_is_lost_gives_nothing_up(layout: SwapLayout, forward: bool)
         try:
             board.select(slot)
         except FlashError as exc:
-            begun = not isinstance(exc, SelectError)
+            assert not isinstance(exc, SelectError)  # noqa: PT017  as long as there is one
         else:
             assert index > 12
             return
         board.flash.operations.before = None
         bad.mend()
-        state = board.recover()
-        if state.base is not slot:
-            assert index < 8, "a swap that was begun was given up"  # lost while it looked, or mounted the journal
-            assert not begun or index < 8
+        if board.recover().base is not slot:
+            assert layout.journal, "a swap that was begun was given up"
+            assert index < 6, "a swap that was begun was given up"  # mount and first note, three operations each
             board.select(slot)
         assert board.at_base(running(slot))
         assert board.holds(slot.other, running(slot.other))
@@ -592,15 +591,6 @@ def test_a_link_that_is_lost_gives_nothing_up(layout: SwapLayout, forward: bool)
 
 
 # --- power cuts ------------------------------------------------------------------------------------------------------
-
-
-def settle(board: Board, power: PowerSupply) -> SwapState:
-    """Boots until it is left in peace."""
-    while True:
-        try:
-            return board.recover()
-        except PowerCut:
-            power.restore()
 
 
 def whole(board: Board) -> bool:
@@ -645,16 +635,15 @@ def test_a_cut_at_any_operation_leaves_both_images_whole(layout: SwapLayout, for
 
 
 def test_random_cuts_one_after_another_leave_both_images_whole() -> None:
-    for seed in range(250):
+    for seed in range(150):
         random = Random(seed)
         board, slot = standing(random.random() < 0.5)
         power = PowerSupply(board.flash, seed=seed)
-        for act in (lambda: board.select(slot), *[board.recover] * random.randrange(1, 6)):
+        acts: list[Callable[[], object]] = [partial(board.select, slot), *[board.recover] * random.randrange(1, 6)]
+        for act in acts:
             power.cut_at(random.randrange(14), random.choice(ALL_MODES))
-            try:
+            with suppress(PowerCut):
                 act()
-            except PowerCut:
-                pass
             power.restore()
         board.recover()
         assert whole(board)
@@ -695,15 +684,13 @@ def bricks(log: type[RecordLog]) -> int:
         board = first.fork(log)
         power = PowerSupply(board.flash, seed=one)
         power.cut_at(one, CutMode.VALID_THEN_BLANK)
-        try:
+        with suppress(PowerCut):
             board.select(B)
-        except PowerCut:
-            power.restore()
+        power.restore()
         power.cut_at(two, CutMode.NOTHING)
-        try:
-            settle_once(board)
-        except PowerCut:
-            power.restore()
+        with suppress(PowerCut):
+            board.recover()
+        power.restore()
         try:
             board.recover()
         except FlashError:  # the mutant programs over what was torn
@@ -715,18 +702,6 @@ def bricks(log: type[RecordLog]) -> int:
     return found
 
 
-def settle_once(board: Board) -> None:
-    board.recover()
-
-
 def test_without_writing_once_more_what_was_read_an_image_is_lost() -> None:
     assert bricks(RecordLog) == 0
     assert bricks(CommitsNothing) > 0
-
-
-def test_areas_do_not_overlap_in_any_step() -> None:
-    """A step's destination is the source of the step before, or was moved by it: nothing is erased that is needed."""
-    for forward in (True, False):
-        steps = [destination(TINY, forward, 3, step).start for step in range(6)]
-        assert len(set(steps)) == 6
-        assert all(one != other for one, other in pairwise(steps))

@@ -1,5 +1,6 @@
 """Replaced entirely or not at all; one holder at a time."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mgota.errors import ConfigError, UpdateRunningError
-from mgota.flash.files import FileLock, replace_file, sync_directory
+from mgota.flash.files import DoubtfulError, DurableFile, FileLock, replace_file, sync_directory
 from mgota.ports import ProcessLock
 
 
@@ -140,3 +141,95 @@ def test_a_directory_is_synced_or_it_is_an_error(tmp_path: Path) -> None:
     sync_directory(tmp_path)
     with pytest.raises(OSError):
         sync_directory(tmp_path / "missing")
+
+
+# durable files
+
+
+class Syncs:
+    """Lets the fsyncs with these numbers fail, counted from 1."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *failing: int) -> None:
+        self.count = 0
+        self.failing = failing
+        self.real = os.fsync
+        monkeypatch.setattr(os, "fsync", self.fsync)
+
+    def fsync(self, descriptor: int) -> None:
+        self.count += 1
+        if self.count in self.failing:
+            raise OSError(errno.EIO, "Input/output error")
+        self.real(descriptor)
+
+
+def test_what_is_stored_is_loaded(tmp_path: Path) -> None:
+    file = DurableFile(tmp_path / "x", 8)
+    assert file.load() is None
+    for data in (b"", b"12345678", b"1"):
+        file.store(data)
+        assert file.load() == DurableFile(tmp_path / "x", 8).load() == data
+
+
+def test_content_is_made_durable_once_before_it_is_acted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").write_bytes(b"1")
+    syncs, file = Syncs(monkeypatch), DurableFile(tmp_path / "x", 8)
+    assert file.load() == file.load() == b"1"
+    assert syncs.count == 2, "the file and its directory"
+
+
+def test_more_than_the_limit_is_refused_and_seen(tmp_path: Path) -> None:
+    file = DurableFile(tmp_path / "x", 8)
+    with pytest.raises(OSError, match="9 bytes, and 8 are the limit") as caught:
+        file.store(bytes(9))
+    assert caught.value.errno == errno.EFBIG
+    assert file.load() is None
+    (tmp_path / "x").write_bytes(bytes(100))
+    assert file.load() == bytes(9)
+
+
+def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.read
+    monkeypatch.setattr(os, "read", lambda descriptor, size: real(descriptor, min(size, 3)))
+    (tmp_path / "x").write_bytes(b"12345678")
+    assert DurableFile(tmp_path / "x", 8).load() == b"12345678"
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_content_that_could_not_be_made_durable_is_doubtful_until_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    (tmp_path / "x").write_bytes(b"1")
+    syncs, file = Syncs(monkeypatch, failing), DurableFile(tmp_path / "x", 8)
+    with pytest.raises(OSError, match="Input/output"):
+        file.load()
+    for _ in range(2):
+        with pytest.raises(DoubtfulError, match="nobody knows"):
+            file.load()
+    assert syncs.count == failing
+    file.store(b"1")
+    assert file.load() == b"1"
+
+
+def test_a_doubt_outlives_a_store_that_failed_before_it_changed_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = DurableFile(tmp_path / "x", 8)
+    file.store(b"old")
+    Syncs(monkeypatch, 2, 3)
+    for data in (b"new", b"newer"):  # the first fails after the rename, the second before it
+        with pytest.raises(OSError, match="Input/output"):
+            file.store(data)
+    assert (tmp_path / "x").read_bytes() == b"new"
+    with pytest.raises(DoubtfulError):
+        file.load()
+    file.store(b"newest")
+    assert file.load() == b"newest"
+
+
+def test_what_an_early_failure_left_in_place_is_not_doubtful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = DurableFile(tmp_path / "x", 8)
+    file.store(b"old")
+    Syncs(monkeypatch, 1)
+    with pytest.raises(OSError, match="Input/output"):
+        file.store(b"new")
+    assert file.load() == b"old"

@@ -40,9 +40,15 @@ RECORDS = [BootRecord(revision=7, reason="x" * 400).next(reason="y" * length) fo
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model says what is durable: the disk under the test need not wait for its own."""
+    """The model says what is durable: the disk under the test need not wait for its own, nor tasks for threads."""
     for name in ("fsync", "fdatasync"):
         monkeypatch.setattr(os, name, os.fstat)
+
+    async def at_once(work: Callable[..., object], *args: object, **_: object) -> object:
+        return work(*args)
+
+    monkeypatch.setattr("anyio.to_thread.run_sync", at_once)
+    monkeypatch.setattr("anyio.from_thread.check_cancelled", lambda: None)
 
 
 def tell(what: str, report: object) -> None:
@@ -311,7 +317,7 @@ def test_after_fsyncs_that_failed_nothing_is_believed_that_a_crash_could_take_ba
                 check,
                 tmp_path / str(runs),
                 prepare=lambda directory: replace_file(directory / "x", b"old"),
-                limit=64,
+                limit=16,
                 keep_going=kind is not DurableFile,
             )
         checked, failures = checked + report.checked, failures + len(report.failures)
@@ -471,7 +477,8 @@ async def boot_and_look(directory: Path) -> tuple[Device, Verdict, bytes]:
     """What boots is one whole image, and the record speaks of it."""
     device, verdict = await boots(directory)
     running = await device.flash.running_slot()
-    data = (directory / running.value).read_bytes()
+    path = directory / running.value
+    data = path.read_bytes() if path.exists() else b""
     assert data in (OLD, NEW), "a torn image runs"
     record = await device.state.load()
     assert record
@@ -540,8 +547,8 @@ def test_a_life_without_fsync_does_not(tmp_path: Path, kept: str) -> None:
             lives(directory, mark)
 
     with pytest.raises((AssertionError, OtaError)) as caught:
-        every_crash(action, checks, tmp_path, prepare=make_slots, limit=4)
-    tell(f"control life, fsync of {kept}", f"1 failure, {caught.value!r}: {caught.value.__notes__[0]}")
+        every_crash(action, checks, tmp_path, prepare=make_slots, limit=1)
+    tell(f"control life, fsync of {kept}", f"{caught.type.__name__}, {caught.value.__notes__[-1]}")
 
 
 def test_what_a_boot_decided_stays_though_the_process_before_was_killed(tmp_path: Path) -> None:

@@ -105,6 +105,18 @@ async def test_a_store_of_which_nobody_knows_is_not_believed(tmp_path: Path, mon
 
 
 @pytest.mark.asyncio
+async def test_a_doubt_outlives_a_store_that_failed_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = FileState(tmp_path / "state")
+    await state.store(RECORD)
+    syncs = Syncs(monkeypatch)
+    for syncs.fail_at in (2, 3):  # the directory's, after the rename; then the next file's, before it
+        with pytest.raises(StateError, match="Input/output error"):
+            await state.store(RECORD.next() if syncs.fail_at == 2 else RECORD.next().next())
+    with pytest.raises(StateError, match="nobody knows"):
+        await state.load()
+
+
+@pytest.mark.asyncio
 async def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "state").symlink_to(tmp_path / "elsewhere" / "record")

@@ -1,104 +1,39 @@
-"""A flash memory with two images that change places, a supply that is cut, and what must hold after each boot.
+"""A flash memory with two images that change places, a power supply that is cut, and what must hold after each boot.
 
-The code under proof is the real one (`mgota.core.swap`, `mgota.core.recordlog`), driven without an event loop. A run is
-one request, from the first operation to the end, with any number of cuts in it: after each the memory boots, finishes
+The code under proof is the real one (`mgota.core.swap`, `mgota.core.recordlog`), driven without an event loop. A run
+is a request to select the other slot, and whatever number of power cuts in it: after each, the device boots, finishes
 what was begun, is looked at, and the request is made again if it has not been carried out.
+
+Rules, looked at after every boot and every request:
+- the journal is at rest, and names the image at the base; both images are whole, and not on flash that may read
+  otherwise the next time;
+- a request is carried out once, and what was seen to be carried out stays so;
+- no program or erase broke a rule of the chip.
+
+Runs that differ only in their last cut share what comes before it: the memory is forked in the middle of the
+operation, and the twin is cut off in it. That a twin is what a cut would have left is a test of its own.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Callable, Iterable
 from random import Random
+from zlib import crc32
+
+from tally import BrickError, DoubledError, RuleBrokenError
 
 from mgota.core import swap
-from mgota.core.geometry import Geometry, Region, Slot, uniform
+from mgota.core.geometry import Geometry, Sector, Slot
 from mgota.core.recordlog import Kind, RecordLog
-from mgota.core.swap import ChipJournal, HostJournal, Journal, JournalPlace, Phase, SwapLayout, SwapState, plan_swap
-from mgota.testing import ALL_MODES, CutMode, NorSimulator, PowerCut, PowerSupply
+from mgota.core.swap import ChipJournal, HostJournal, Journal, Phase, SwapLayout, SwapState
+from mgota.testing import ALL_MODES, CutMode, Kind as Does, NorSimulator, Operation, Operations, PowerCut, PowerSupply
 from mgota.testing.jobs import KeptBeside, carry_out_now
 
-K = 1 << 10
+LONGEST = 3
+"""Logical sectors of the longer image. More of them repeat the same steps."""
 
+Cut = tuple[int, CutMode]
+"""An operation, counted from the boot before it, and what the cut leaves of it."""
 
-def regions(*runs: tuple[int, int], unit: int, scale: int = 1) -> Geometry:
-    """Sectors as manuals list them: how many, and KiB of each; all of them divided by `scale`."""
-    found, start = [], 0
-    for number, size in runs:
-        sector = size * K // scale
-        found.append(Region(start, number * sector, sector))
-        start += number * sector
-    return Geometry(tuple(found), unit)
-
-
-@dataclass(frozen=True)
-class SectorMap:
-    """A flash memory to prove the swap on; `scale` divides its sectors, so that many runs take less time."""
-
-    name: str
-    make: Callable[[int], Geometry]
-    journal: JournalPlace
-
-    def layout(self, scale: int = 1) -> SwapLayout:
-        return plan_swap(self.make(scale), self.journal)
-
-
-F4 = ((4, 16), (1, 64), (7, 128))
-MAPS = (
-    SectorMap("uniform", lambda _: uniform(64 * K, 4 * K, program_unit=16), JournalPlace.CHIP),
-    SectorMap("STM32F4 1 MiB", lambda scale: regions(*F4, unit=4, scale=scale), JournalPlace.HOST),
-    SectorMap("STM32F4 2 MiB", lambda scale: regions(*F4, *F4, unit=4, scale=scale), JournalPlace.HOST),
-    SectorMap(
-        "STM32F7 2 MiB", lambda scale: regions((4, 32), (1, 128), (7, 256), unit=4, scale=scale), JournalPlace.HOST
-    ),
-    SectorMap("RP2040", lambda _: uniform(2 * K * K, 4 * K, program_unit=256), JournalPlace.CHIP),
-    SectorMap(
-        "RT1050", lambda scale: uniform(64 * K * K // scale, 256 * K // scale, program_unit=512), JournalPlace.CHIP
-    ),
-    SectorMap(
-        "CH32V307",
-        lambda _: uniform(480 * K, 4 * K, program_unit=4, erased=bytes.fromhex("39e339e3")),
-        JournalPlace.CHIP,
-    ),
-)
-BY_NAME = {each.name: each for each in MAPS}
-
-
-class BrickError(AssertionError):
-    """The device is lost, or lies."""
-
-
-@dataclass
-class Tally:
-    """What was tried, and what became of it."""
-
-    runs: int = 0
-    cuts: int = 0
-    modes: Counter[CutMode] = field(default_factory=Counter)
-    bricks: list[str] = field(default_factory=list)
-    broken_rules: int = 0
-
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
-            self.runs + other.runs,
-            self.cuts + other.cuts,
-            self.modes + other.modes,
-            self.bricks + other.bricks,
-            self.broken_rules + other.broken_rules,
-        )
-
-    def __str__(self) -> str:
-        return (
-            f"{self.runs:,} runs, {self.cuts:,} cuts in {len(self.modes)} modes, {len(self.bricks)} bricks, "
-            f"{self.broken_rules} programs that broke a chip's rule"
-        )
-
-
-def image(seed: int, size: int) -> bytes:
-    return Random(seed).randbytes(size)
-
-
-LogMaker = Callable[[Geometry, tuple], RecordLog]
+MakeLog = Callable[[Geometry, tuple[Sector, ...], Kind], RecordLog]
 
 
 class SwapBench:
@@ -109,37 +44,49 @@ class SwapBench:
         make_log: what keeps the journal on the chip; a mutant to show that the proof bites.
     """
 
-    def __init__(self, layout: SwapLayout, make_log: Callable[..., RecordLog] = RecordLog) -> None:
+    def __init__(self, layout: SwapLayout, make_log: MakeLog = RecordLog) -> None:
         self.layout = layout
         self.make_log = make_log
-        sector, unit = layout.sector, layout.geometry.program_unit
-        count = min(layout.count, 3)
-        # One of them ends in the middle of a unit, the other one sector earlier.
-        sizes = {Slot.A: count * sector - unit - 1, Slot.B: max(count - 1, 1) * sector - sector // 3}
-        blank = layout.geometry.blank(unit)
-        self.images = {}
-        for slot, size in sizes.items():
-            firmware = image(ord(slot.value), size)
-            self.images[slot] = firmware + blank[len(firmware) % unit or unit :]
-        flash = NorSimulator(layout.geometry)
-        self.flash, self.beside, self.power = flash, KeptBeside(flash.operations), PowerSupply(flash)
-        self.state = SwapState()
-        self._install()
-
-    def _install(self) -> None:
+        self.images = make_images(layout)
+        self.flash = NorSimulator(layout.geometry)
+        self.beside = KeptBeside(self.flash.operations)
+        self.goal, self.tag, self.done = Slot.A, 0, True
+        """What was requested, the journal's count of swaps before it, and whether it was seen to be carried out."""
         self.boot()
-        for slot, start in ((Slot.A, self.layout.primary.start), (Slot.B, self.layout.aside(1).start)):
+        for slot, start in ((Slot.A, layout.primary.start), (Slot.B, layout.aside(1).start)):
             self.flash.program_now(start, self.images[slot])
 
-    def fork(self) -> "SwapBench":
-        """The same memory, at the same moment."""
+    def fork(self, changes: int = 0) -> "SwapBench":
+        """The same memory at the same moment, before its next boot.
+
+        Args:
+            changes: where the twin goes on to count operations.
+        """
         twin = object.__new__(SwapBench)
         twin.layout, twin.make_log, twin.images = self.layout, self.make_log, self.images
-        twin.flash = self.flash.fork()
-        twin.beside = KeptBeside(twin.flash.operations, self.beside.data)
-        twin.power = PowerSupply(twin.flash)
-        twin.state = self.state  # the journal's head is lost: a twin begins with a boot
+        operations = Operations()
+        operations._changes = changes
+        twin.flash = self.flash.fork(operations=operations)
+        twin.beside = KeptBeside(operations, self.beside.data)
+        twin.goal, twin.tag, twin.done = self.goal, self.tag, self.done
         return twin
+
+    def torn(self, operation: Operation, mode: CutMode, seed: int) -> "SwapBench":
+        """The memory after the power was cut off in this operation, which has not taken effect yet."""
+        assert operation.index is not None
+        twin = self.fork(operation.index)
+        power = PowerSupply(twin.flash, seed=seed)
+        power.cut_at(0, mode)
+        try:
+            if operation.kind is Does.OPTION:
+                twin.beside.store(bytes(operation.data or b""))
+            elif operation.kind is Does.ERASE:
+                twin.flash.erase_now(Sector(operation.offset, operation.size))
+            else:
+                twin.flash.program_now(operation.offset, operation.data or b"")
+        except PowerCut:
+            return twin.fork()
+        raise AssertionError("the power was not cut")
 
     def boot(self) -> None:
         """What the code that owns the swap does out of reset."""
@@ -150,126 +97,134 @@ class SwapBench:
         state = carry_out_now(self.journal.mount(), self.flash, self.beside)
         self.state = carry_out_now(swap.recover(layout, self.journal, state), self.flash, self.beside)
 
-    def request(self, slot: Slot) -> None:
-        """Select a slot."""
-        job = swap.select(self.layout, self.journal, self.state, slot)
-        self.state = carry_out_now(job, self.flash, self.beside)
+    def ask(self, goal: Slot, tag: int) -> None:
+        """A request is about to be made: for `goal`, while the journal counts `tag` swaps."""
+        self.goal, self.tag, self.done = goal, tag, False
 
-    def look(self, tag: int) -> None:
-        """Both images whole, and no swap too many.
+    def carry_out(self) -> None:
+        """Make the request that was asked for."""
+        job = swap.select(self.layout, self.journal, self.state, self.goal)
+        self.state = carry_out_now(job, self.flash, self.beside)
+        self.look()
+        if not self.done:
+            raise BrickError(f"slot {self.goal} was not selected")
+
+    def live(self) -> None:
+        """Boot, and make the request again if it has not been carried out.
+
+        Raises:
+            BrickError: the device is lost.
+        """
+        self.boot()
+        self.look()
+        self.carry_out()
+
+    def look(self) -> None:
+        """Whether every rule holds.
 
         Raises:
             BrickError: not so.
         """
-        if self.state.phase is not Phase.IDLE:
+        state = self.state
+        if state.phase is not Phase.IDLE:
             raise BrickError("the swap did not end")
-        if self.state.tag > tag:
-            raise BrickError("a request was carried out twice")
-        base, aside = self.images[self.state.base], self.images[self.state.base.other]
-        if self.flash.peek(self.layout.primary.start, len(base)) != base:
-            raise BrickError(f"what lies at the base is not image {self.state.base}")
-        if self.flash.peek(self.layout.aside(int(self.state.raised)).start, len(aside)) != aside:
-            raise BrickError(f"image {self.state.base.other} is lost")
+        swaps = state.tag - self.tag
+        if swaps < self.done:
+            raise BrickError("the journal went back")
+        if swaps > 1:
+            raise DoubledError("a request was carried out twice")
+        if (state.base is self.goal) != bool(swaps):
+            raise BrickError(f"the journal counts {swaps} swaps, and says that image {state.base} lies at the base")
+        self.done = bool(swaps)
+        self.holds(state.base, self.layout.primary.start)
+        self.holds(state.base.other, self.layout.aside(int(state.raised)).start)
+        if self.flash.operations.broken_rules:
+            raise RuleBrokenError(self.flash.operations.broken_rules[0])
+
+    def holds(self, slot: Slot, start: int) -> None:
+        """Whether the image lies there, to stay.
+
+        Raises:
+            BrickError: not so.
+        """
+        image = self.images[slot]
+        if self.flash.peek(start, len(image)) != image:
+            raise BrickError(f"image {slot} does not lie at {start:#x}")
+        if any(area.start < start + len(image) and start < area.end for area in self.flash.unstable):
+            raise BrickError(f"image {slot} lies on torn flash")
 
 
-Cut = tuple[int, CutMode]
+def make_images(layout: SwapLayout) -> dict[Slot, bytes]:
+    """One ends in the middle of a unit, the other one a sector earlier; both are padded to whole units."""
+    sector, unit = layout.sector, layout.geometry.program_unit
+    longest = min(layout.count, LONGEST)
+    sizes = {Slot.A: longest * sector - unit - 1, Slot.B: max(longest - 1, 1) * sector - sector // 3}
+    blank = layout.geometry.blank(unit)
+    return {
+        slot: Random(slot.value).randbytes(size) + (blank[size % unit :] if size % unit else b"")
+        for slot, size in sizes.items()
+    }
 
 
-def run(start: SwapBench, goal: Slot, cuts: Iterator[Cut], seed: int = 0) -> tuple[int, int]:
-    """One request, cut as often as `cuts` says; each index counts from the boot before.
+def starts(layout: SwapLayout, make_log: MakeLog = RecordLog) -> list[SwapBench]:
+    """Where runs begin: a request for forward, for reverse, and for forward once more, is about to be made."""
+    bench = SwapBench(layout, make_log)
+    found = []
+    for goal in (Slot.B, Slot.A, Slot.B):
+        bench.ask(goal, bench.state.tag)
+        found.append(bench.fork())
+        bench.carry_out()
+    return found
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Of what is drawn for the cut with this number of a run."""
+    return crc32(f"{seed} {number}".encode())
+
+
+def run(start: SwapBench, cuts: Iterable[Cut], seed: int = 0) -> SwapBench:
+    """One life with these cuts. A request that ends before the next cut falls is followed by one for the other slot.
 
     Raises:
         BrickError: the device is lost.
 
-    Returns how many cuts hit something, and the operations after the last one.
+    Returns the memory, at its end.
     """
     bench = start.fork()
-    bench.power = PowerSupply(bench.flash, seed=seed)
-    tag = start.state.tag + 1
-    hit = 0
-    while True:
-        planned = next(cuts, None)
-        if planned:
-            bench.power.cut_at(*planned)
-        begun = bench.flash.operations.changes
+    for number, (index, mode) in enumerate(cuts):
+        PowerSupply(bench.flash, seed=seed_of(seed, number)).cut_at(index, mode)
         try:
-            bench.boot()
-            bench.look(tag)
-            bench.request(goal)
-            bench.power.restore()
-            bench.look(tag)
-            if bench.state.base is not goal or bench.flash.operations.broken_rules:
-                raise BrickError(
-                    f"slot {goal} was not selected, or a rule broken: {bench.flash.operations.broken_rules}"
-                )
-            return hit, bench.flash.operations.changes - begun
+            bench.live()
+            while True:
+                bench.ask(bench.state.base.other, bench.state.tag)
+                bench.carry_out()
         except PowerCut:
-            hit += 1
-            bench.power.restore()
+            bench = bench.fork()
+    bench.live()
+    return bench
 
 
-def guarded(tally: Tally, start: SwapBench, goal: Slot, cuts: list[Cut], seed: int, name: str) -> int:
-    """A run that is counted, whatever becomes of it. Returns the operations after its last cut."""
-    tally.runs += 1
-    tally.modes.update(mode for _, mode in cuts)
-    try:
-        hit, operations = run(start, goal, iter(cuts), seed)
-    except Exception as exc:  # whatever the code under proof raises: a device that does not boot is a brick
-        tally.cuts += len(cuts)
-        tally.bricks.append(f"{name}, to {goal}, seed {seed}, {cuts}: {type(exc).__name__}: {exc}")
-        return 0
-    tally.cuts += hit
-    return operations
+Twin = tuple[Cut, SwapBench]
 
 
-def starts(layout: SwapLayout, make_log: Callable[..., RecordLog] = RecordLog) -> list[tuple[SwapBench, Slot]]:
-    """Where a run begins, and what it wants: forward, reverse, and forward once more from there."""
-    bench = SwapBench(layout, make_log)
-    found = []
-    for goal in (Slot.B, Slot.A, Slot.B):
-        found.append((bench.fork(), goal))
-        bench.request(goal)
-    return found
+def cut_everywhere(bench: SwapBench, modes: Iterable[CutMode] = ALL_MODES, seed: int = 0) -> list[Twin]:
+    """One life without a cut, and its twins: one for each operation and mode, with the power cut off in it.
 
+    Args:
+        bench: lives to the end.
+        modes: of the cuts.
+        seed: of what is drawn for them.
 
-def single_cuts(name: str, layout: SwapLayout, make_log: Callable[..., RecordLog] = RecordLog) -> Tally:
-    """Every operation, every mode."""
-    tally = Tally()
-    for start, goal in starts(layout, make_log):
-        _, operations = run(start, goal, iter(()))
-        for index in range(operations):
-            for mode in ALL_MODES:
-                guarded(tally, start, goal, [(index, mode)], index, name)
-    return tally
+    Raises:
+        BrickError: the device is lost, without a further cut.
+    """
+    twins: list[Twin] = []
 
+    def cut(operation: Operation) -> None:
+        if operation.index is not None:
+            for mode in modes:
+                twins.append(((operation.index, mode), bench.torn(operation, mode, seed)))
 
-def double_cuts(
-    name: str, layout: SwapLayout, make_log: Callable[..., RecordLog] = RecordLog, part: int = 0, parts: int = 1
-) -> Tally:
-    """Every operation and mode, and again in every operation of what follows. `parts` share the first cuts."""
-    tally = Tally()
-    for start, goal in starts(layout, make_log)[:2]:
-        _, operations = run(start, goal, iter(()))
-        for index in range(part, operations, parts):
-            for first in ALL_MODES:
-                second = guarded(tally, start, goal, [(index, first)], index, name)
-                for again in range(second):
-                    for mode in ALL_MODES:
-                        guarded(tally, start, goal, [(index, first), (again, mode)], index, name)
-    return tally
-
-
-def random_cuts(
-    name: str, layout: SwapLayout, runs: int, seed: int, make_log: Callable[..., RecordLog] = RecordLog
-) -> Tally:
-    """Three to seven cuts, wherever they fall."""
-    tally, random = Tally(), Random(seed)
-    ready = [(start, goal, run(start, goal, iter(()))[1]) for start, goal in starts(layout, make_log)]
-    for number in range(runs):
-        start, goal, operations = random.choice(ready)
-        cuts = [
-            (random.randrange(operations if random.randrange(2) else 8), random.choice(ALL_MODES))
-            for _ in range(random.randint(3, 7))
-        ]
-        guarded(tally, start, goal, cuts, seed * 1_000_003 + number, name)
-    return tally
+    bench.flash.operations.before = cut
+    bench.live()
+    return twins

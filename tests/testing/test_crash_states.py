@@ -398,7 +398,7 @@ def test_threads_are_recorded_one_operation_at_a_time(root: Path) -> None:
             thread.join()
         sync(root)
     assert states(recording) == [{f"{name}{number}": b"%d" % number for name in "abc" for number in range(10)}]
-    assert sum("rename" in what for what in whats(recording)) == 30
+    assert sum(" to " in what for what in whats(recording)) == 30
 
 
 STEPS = st.tuples(
