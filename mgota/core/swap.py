@@ -180,7 +180,7 @@ class SwapState:
             phase, base, raised, count, step, tag, crc = _ENTRY.unpack(data)
             return cls(
                 phase=Phase(phase),
-                base=list(Slot)[base],
+                base=list(Slot)[int(base)],
                 raised=bool(raised),
                 count=count,
                 step=step,

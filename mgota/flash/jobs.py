@@ -5,7 +5,7 @@ Rules:
 - an operation that fails is told to the job, which decides what follows.
 """
 
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 from anyio import CancelScope, to_thread
 from anyio.lowlevel import checkpoint
@@ -41,6 +41,7 @@ async def carry_out(job: Job[T], flash: NorFlash, beside: Beside | None = None) 
     Raises:
         FlashError: an operation failed, and the job could not do without it.
     """
+    done = cast(T, None)  # a shield swallows nothing, but its type does not say so
     with CancelScope(shield=True):
         try:
             action = next(job)
@@ -52,7 +53,7 @@ async def carry_out(job: Job[T], flash: NorFlash, beside: Beside | None = None) 
                 else:
                     action = job.send(result)
         except StopIteration as exc:
-            done: T = exc.value
+            done = cast(T, exc.value)
     await checkpoint()
     return done
 

@@ -142,11 +142,11 @@ class BootingFlash(FlashBackend, Protocol):
         ...
 
 
-B = TypeVar("B", bound=BootingFlash, covariant=True)
+B_co = TypeVar("B_co", bound=BootingFlash, covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class VirtualTarget(Generic[B]):
+class VirtualTarget(Generic[B_co]):
     """A chip that lives inside a process: what a `Device` is made of, and what a test looks at.
 
     Args:
@@ -156,7 +156,7 @@ class VirtualTarget(Generic[B]):
         lock: keeps other processes from the chip's files; None if it has none.
     """
 
-    backend: B
+    backend: B_co
     flash: NorSimulator
     watchdog: VirtualWatchdog
     lock: FileLock | None

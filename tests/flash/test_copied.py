@@ -11,11 +11,12 @@ from mgota import Device, OtaSession, PrivateKey, Slot, State, Verifier, boot_ch
 from mgota.core.boot import Verdict
 from mgota.core.geometry import Geometry, Region, uniform
 from mgota.core.record import Outcome
-from mgota.core.swap import JournalPlace, Phase, SwapLayout, SwapState, plan_swap
+from mgota.core.swap import HostJournal, JournalPlace, Phase, SwapLayout, SwapState, plan_swap
 from mgota.errors import (
     ConfigError,
     FlashError,
     OtaError,
+    ProgramError,
     ReadError,
     RollbackRefusedError,
     SelectError,
@@ -24,6 +25,7 @@ from mgota.errors import (
 )
 from mgota.flash.copied import CopiedFlash
 from mgota.flash.files import DurableFile
+from mgota.flash.jobs import carry_out
 from mgota.flash.norstate import NorState
 from mgota.ports import FlashBackend
 from mgota.session import provision
@@ -489,6 +491,63 @@ async def test_a_journal_of_another_chip_is_an_error(tmp_path: Path) -> None:
     board.restart()
     with pytest.raises(StateError, match="another memory"):
         await board.backend.running_slot()
+
+
+class Cached(NorSimulator):
+    """A memory with something under it that could lose what was programmed."""
+
+    fails = False
+
+    def __init__(self) -> None:
+        super().__init__(HOST.geometry)
+        self.lost = 0
+        """How many operations a power cut would undo now."""
+        self.operations.before = self._began
+
+    def _began(self, operation: Operation) -> None:
+        if operation.kind is Kind.OPTION:
+            assert not self.lost, "the journal is ahead of the memory"
+        elif operation.index is not None:
+            self.lost += 1
+
+    async def flush(self) -> None:
+        if self.fails:
+            raise ProgramError("flash could not be made durable: no space")
+        self.lost = 0
+
+
+async def test_the_journal_is_never_ahead_of_the_memory() -> None:
+    flash = Cached()
+    backend = CopiedFlash(flash, HOST, flash.cell("journal"))
+    await write(backend, A, OLD)
+    await write(backend, B, NEW)
+    await backend.select(B)
+    assert not flash.lost
+    assert await backend.read(B, 0, len(NEW)) == NEW
+
+
+async def test_a_memory_that_does_not_become_durable_is_an_error_and_the_swap_goes_on_later() -> None:
+    flash = Cached()
+    backend = CopiedFlash(flash, HOST, flash.cell("journal"))
+    await write(backend, A, OLD)
+    await write(backend, B, NEW)
+    await backend.running_slot()
+
+    def fail(operation: Operation) -> None:
+        flash._began(operation)
+        flash.fails = flash.fails or operation.kind is Kind.ERASE
+
+    flash.operations.before = fail
+    with pytest.raises(FlashError, match="durable"):
+        await backend.select(B)
+    flash.operations.before, flash.fails = flash._began, False
+    assert await backend.boot() is B
+    assert await backend.read(A, 0, len(OLD)) == OLD
+
+
+async def test_a_job_that_keeps_something_needs_a_place_for_it() -> None:
+    with pytest.raises(ConfigError, match="file for its journal"):
+        await carry_out(HostJournal().mount(), NorSimulator(HOST.geometry))
 
 
 # --- what a record may rely on ---------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Proves the swap on one memory: runs with one cut, two, and many, counted."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from random import Random
+from typing import TypeVar
 from zlib import crc32
 
 from sector_maps import BY_NAME
@@ -11,6 +12,8 @@ from tally import Brick, Tally
 
 from mgota.core.recordlog import RecordLog
 from mgota.testing import ALL_MODES, CutMode
+
+T = TypeVar("T")
 
 NAME = "swap"
 """Under which `tools/proof.py` finds a brick of this proof again."""
@@ -59,12 +62,9 @@ class SwapProof:
             parts: that share the first cuts among them.
             every: of the second cuts one in so many is done, not always the same ones.
         """
-        place = -1
-        for which in (0, 1):
-            for first, bench in self._first_cuts(which):
-                place += 1
-                if place % parts == part:
-                    self._second_cuts(which, first, bench, place, every)
+        firsts = [(which, first, bench) for which in (0, 1) for first, bench in self._first_cuts(which)]
+        for which, first, bench in self._share(firsts, part, parts):
+            self._second_cuts(which, first, bench, every)
         return self.tally
 
     def random_cuts(self, runs: int, *, first: int = 0, reach: int = 0) -> Tally:
@@ -99,11 +99,16 @@ class SwapProof:
     def _first_cuts(self, which: int) -> list[tuple[Cut, SwapBench]]:
         return cut_everywhere(self.starts[which].fork(), self.modes, seed_of(self.seed, 0))
 
-    def _second_cuts(self, which: int, first: Cut, bench: SwapBench, place: int, every: int) -> None:
+    def _share(self, cuts: list[T], part: int, parts: int) -> Iterator[T]:
+        """One in so many, and not always of the same modes."""
+        number = len(self.modes)
+        return (cut for place, cut in enumerate(cuts) if (place + place // number) % parts == part)
+
+    def _second_cuts(self, which: int, first: Cut, bench: SwapBench, every: int) -> None:
         twins: list[tuple[Cut, SwapBench]] = []
         seed = seed_of(self.seed, 1)
         self._counted(which, [first], self.seed, lambda: twins.extend(cut_everywhere(bench, self.modes, seed)))
-        for second, twin in twins[place % every :: every]:
+        for second, twin in self._share(twins, self.tally.runs % every, every):
             self._counted(which, [first, second], self.seed, twin.live)
 
     def _counted(self, which: int, cuts: list[Cut], seed: int, live: Callable[[], object]) -> None:
