@@ -145,12 +145,13 @@ async def test_a_memory_that_fails_is_a_state_error_and_loses_nothing(kind: Kind
     assert await state(flash).load() == RECORD
 
 
-async def test_after_a_store_that_failed_the_next_load_looks_again() -> None:
+@pytest.mark.parametrize("flaw", Flaw)
+async def test_after_a_store_that_failed_the_next_load_looks_again(flaw: Flaw) -> None:
     flash = memory()
     store = state(flash)
     await store.store(RECORD)
     bad = BadFlash(flash)
-    bad.fail(Kind.PROGRAM, Flaw.ERROR)
+    bad.fail(Kind.PROGRAM, flaw)
     with pytest.raises(StateError, match="cannot be stored"):
         await store.store(record(2))
     with pytest.raises(StateError, match="cannot be read"):

@@ -412,7 +412,7 @@ def test_the_table_has_the_same_h5_as_the_module_beside_it() -> None:
 
 def test_what_a_swap_needs_follows_from_its_kind() -> None:
     for target in TARGETS:
-        atomic = target.swap in {Swap.BANK, Swap.OTADATA, Swap.DOUBLE_MAP}
+        atomic = target.swap in {Swap.BANK, Swap.OTADATA}
         assert target.recovery is (Recovery.HARDWARE if atomic else Recovery.HOST)
         assert (target.journal is JournalPlace.NONE) is (target.swap is not Swap.COPY)
 

@@ -54,17 +54,16 @@ class SwapProof:
                 self._counted(which, [cut], self.seed, bench.live)
         return self.tally
 
-    def double_cuts(self, part: int = 0, parts: int = 1, *, every: int = 1) -> Tally:
+    def double_cuts(self, part: int = 0, parts: int = 1) -> Tally:
         """Every operation and mode, and again every operation and mode of what follows: forward and reverse.
 
         Args:
             part: which of the first cuts are done here.
             parts: that share the first cuts among them.
-            every: of the second cuts one in so many is done, not always the same ones.
         """
         firsts = [(which, first, bench) for which in (0, 1) for first, bench in self._first_cuts(which)]
         for which, first, bench in self._share(firsts, part, parts):
-            self._second_cuts(which, first, bench, every)
+            self._second_cuts(which, first, bench)
         return self.tally
 
     def random_cuts(self, runs: int, *, first: int = 0, reach: int = 0) -> Tally:
@@ -104,11 +103,11 @@ class SwapProof:
         number = len(self.modes)
         return (cut for place, cut in enumerate(cuts) if (place + place // number) % parts == part)
 
-    def _second_cuts(self, which: int, first: Cut, bench: SwapBench, every: int) -> None:
+    def _second_cuts(self, which: int, first: Cut, bench: SwapBench) -> None:
         twins: list[tuple[Cut, SwapBench]] = []
         seed = seed_of(self.seed, 1)
         self._counted(which, [first], self.seed, lambda: twins.extend(cut_everywhere(bench, self.modes, seed)))
-        for second, twin in self._share(twins, self.tally.runs % every, every):
+        for second, twin in twins:
             self._counted(which, [first, second], self.seed, twin.live)
 
     def _counted(self, which: int, cuts: list[Cut], seed: int, live: Callable[[], object]) -> None:

@@ -44,7 +44,7 @@ class Recovery(StrEnum):
     """A gateway that holds the chip in reset, or a boot region that implements SPEC.md. A bare chip is not safe."""
 
 
-_ATOMIC = {Swap.BANK, Swap.OTADATA, Swap.DOUBLE_MAP}
+_ATOMIC = {Swap.BANK, Swap.OTADATA}  # of a double map nobody has proven it
 
 
 @dataclass(frozen=True, kw_only=True)
