@@ -1,6 +1,8 @@
 # make demo   set everything up and watch a device being updated, rolled back and refusing bad images
 # make test   set everything up; lint, types, tests, coverage
 # make lint   format and lint rules, mypy, pyright
+# make proof  every pair of power cuts on every sector map, and many at random: two cores, some minutes
+# make soak   a million runs with three to seven power cuts
 # make bench  the benchmarks, ratios side by side
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: setup demo test lint types unit bench clean
+.PHONY: setup demo test lint types unit proof soak bench clean
 setup: $(READY)
 
 $(READY): pyproject.toml
@@ -32,6 +34,12 @@ unit: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov --cov-report= 
 	$(BIN)/coverage report --fail-under=90
 	$(BIN)/coverage report --include='mgota/core/*' --fail-under=100
+
+proof: setup
+	$(BIN)/python tools/proof.py --runs 40000 --least 200000 --seconds 330 --jobs $(JOBS)
+
+soak: setup
+	$(BIN)/python tools/proof.py --only random --runs 1000000 --least 1000000 --jobs $(JOBS)
 
 bench: setup
 	$(BIN)/python benchmarks/http_push.py

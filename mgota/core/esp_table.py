@@ -1,8 +1,8 @@
 """ESP32: the partition table, 0xC00 bytes that say what lies where in the flash memory.
 
     entry   AA 50  type  subtype  offset (4)  size (4)  name (16)  flags (4)       little-endian, 32 bytes each
-    MD5     EB EB  FF × 14  digest of the entries before (16)                      may be missing in old tables
-    end     FF × 32                                                                and so on to the end
+    MD5     EB EB  14 of FF  digest of the entries before (16)                      may be missing in old tables
+    end     32 of FF                                                               and so on to the end
 
 Sources: ESP-IDF docs/api-guides/partition-tables.rst; components/partition_table/gen_esp32part.py (writes tables, and
 the rules for them); components/bootloader_support/src/flash_partitions.c (reads them). Rules:
@@ -117,6 +117,11 @@ class PartitionTable:
             raise ConfigError("there is more than one otadata partition")
 
     @property
+    def end(self) -> int:
+        """The first byte behind all of it."""
+        return max((partition.area.end for partition in self.partitions), default=self.offset + SECTOR)
+
+    @property
     def otadata(self) -> Partition | None:
         """Where the selection is kept, if it is."""
         return next(filter(_is_otadata, self.partitions), None)
@@ -133,11 +138,10 @@ class PartitionTable:
         Raises:
             ConfigError: they are not numbered without a gap: the bootloader counts them, and would miss some.
         """
-        found = {partition.slot: partition for partition in self.partitions if partition.slot is not None}
-        count = len([partition for partition in self.partitions if partition.slot is not None])
-        if sorted(found) != list(range(count)):
+        found = sorted(((p.slot, p) for p in self.partitions if p.slot is not None), key=lambda pair: pair[0])
+        if [number for number, _ in found] != list(range(len(found))):
             raise ConfigError("the OTA slots of the partition table are not ota_0, ota_1 and so on, without a gap")
-        return tuple(found[number] for number in range(count))
+        return tuple(partition for _, partition in found)
 
 
 def _is_otadata(partition: Partition) -> bool:
@@ -224,25 +228,24 @@ def _digest(entries: bytes) -> bytes:
 
 
 def default_table(size: int = 4 << 20) -> PartitionTable:
-    """Two OTA slots as large as the memory allows, and no factory app.
+    """The table of a new chip: two OTA slots, and no factory app.
 
-        0x9000 nvs (0x5000)   0xE000 otadata (0x2000)   0x10000 ota_0   half of the rest ota_1
+        0x9000 nvs (0x5000)   0xE000 otadata (0x2000)   0x10000 ota_0 (0x1E0000)   0x1F0000 ota_1 (0x1E0000)
 
     Args:
-        size: bytes of the flash memory; 4 MiB give two slots of 0x1E0000, and leave 0x30000 at the end.
+        size: bytes of the flash memory; what is beyond 0x3D0000 is the application's.
 
     Raises:
         ConfigError: it is too small.
     """
-    # A part of the memory is left for what an application keeps.
-    room = (size - _APP_ALIGNMENT - size // 32) // 2 // _APP_ALIGNMENT * _APP_ALIGNMENT
-    if room <= 0:
-        raise ConfigError(f"a flash memory of {size} bytes is too small for two slots")
-    return PartitionTable(
+    table = PartitionTable(
         (
             Partition(name="nvs", type=DATA, subtype=NVS, offset=0x9000, size=0x5000),
             Partition(name="otadata", type=DATA, subtype=OTADATA, offset=0xE000, size=2 * SECTOR),
-            Partition(name="ota_0", type=APP, subtype=OTA_0, offset=_APP_ALIGNMENT, size=room),
-            Partition(name="ota_1", type=APP, subtype=OTA_0 + 1, offset=_APP_ALIGNMENT + room, size=room),
+            Partition(name="ota_0", type=APP, subtype=OTA_0, offset=0x10000, size=0x1E0000),
+            Partition(name="ota_1", type=APP, subtype=OTA_0 + 1, offset=0x1F0000, size=0x1E0000),
         )
     )
+    if table.end > size:
+        raise ConfigError(f"an ESP32 with {size:#x} bytes of flash memory is too small for two slots")
+    return table

@@ -1,48 +1,47 @@
-"""ESP32: how a slot is selected in otadata so that no power cut, nor any number of them, boots a half-written image.
+"""ESP32: how a slot is selected in otadata, so that no power cut boots a half-written image.
 
-The bootloader reads two sectors and knows nothing of cuts. A torn sector may read valid now and blank later, so that
-two torn ones may select any slot, or none: then slot 0 boots. Hence all of this keeps one promise: *at most one sector
-is torn, and while the other slot may be half-written, both sectors select the running slot.*
+The bootloader reads two sectors and knows nothing of cuts. A torn sector may read valid now and blank later; then the
+other one decides, and if that is torn as well, any slot may boot: without a valid entry, slot 0. Hence one promise:
+*while the other slot may be half-written, a sector that is not torn selects the running slot, and none wins over it.*
 
-    sector    entry (32, the bootloader's)   seal (32, ours: the bootloader does not look)
-    write     erase ─► entry, read back ─► seal, read back
-    settle    until both sectors hold a sealed entry for the running slot: the next step is
-                neither for it        the one that is invalid; or without a seal; or that loses
-                one for it, sealed    the other sector
-                one for it, unsealed  that one again: it may be torn, and the other one is not
-                both, one unsealed    that one again
+    settle    (at every boot, and before an update's first erase)
+              both select the running slot      nothing to do, no wear
+              one does                          write the other: whatever becomes of it, the right one stands
+              neither does                      write one with a sequence that wins; then the other
     select    settle; write the other slot into the sector that loses, with a sequence that wins
 
 Rules:
-- a seal is begun when its entry was read back: an entry with a seal is not torn by a cut in its own program. Without
-  the seal it cannot be told from a torn one, and to erase the *other* sector then tears both: that bricks a device in
-  four cuts;
-- so a sector is only erased when the other one is sealed, or is known not to matter;
-- entries of other writers (ESP-IDF, otatool) have no seal, and count as sealed. Ours bear a label made from their
-  sequence; a writer that keeps the label changes the sequence;
+- a write is erase, program, read back: a sector that was written since power came is not torn;
+- a sector is read `READS` times, and counts only if each read is the same: what a cut left uncertain shows itself, or
+  has made up its mind. With that, no number of cuts boots a half-written image. Should a sector read the same eight
+  times and change its mind later all the same, it takes three cuts, each in the few milliseconds of one operation;
+- the right sector is never written before the other one. To write it once more first, to be sure of it, would be worse:
+  a chip that comes from ESP-IDF may have a half-written slot that the other sector selects;
 - the state is UNDEFINED, all ones: a torn program cannot make it INVALID, and no bootloader changes it;
-- sequences that come near the end of 32 bits start again, low, one sector after the other;
-- what is settled is not written: no wear at boot.
+- nothing is kept in mind between two jobs.
+
+`tests/core/test_esp_select_model.py` explores all of it: every cut, every reading, without a limit.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from hashlib import sha256
 
 from mgota.core.geometry import Geometry, Sector
-from mgota.core.nor import Job, Program, Read, rewrite
-from mgota.core.otadata import BLANK_LABEL, ENTRY_SIZE, OtaEntry, decode_entry, encode_entry, ota_entry, winner
+from mgota.core.nor import Job, Read, rewrite
+from mgota.core.otadata import ENTRY_SIZE, NO_SEQUENCE, OtaEntry, decode_entry, encode_entry, ota_entry, winner
 from mgota.errors import ConfigError, FlashError, SelectError, VerifyError
 
-SEAL = b"sealed".ljust(32, b"\0")
-"""What follows our entry once it was read back. Anything in its place that is not blank is a seal."""
+READS = 8
+"""How often a sector is read before it is believed."""
 
-LAST_SEQUENCE = 0xFFFF_FF00
-"""Sequences above this are brought down again; 0xFFFFFFFF is none."""
+MAX_STEPS = 4
+"""No two entries are more writes than this away from settled ones."""
 
-MAX_STEPS = 6
-"""More than ever lie between any two entries and the settled ones."""
+Entries = tuple[OtaEntry, OtaEntry]
+Step = tuple[int, int]
+"""What to write: the index of a sector, and a sequence."""
+
+_NOTHING = OtaEntry(NO_SEQUENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,6 @@ class OtaPlace:
         geometry: of the flash memory.
         sectors: the two of otadata.
         count: how many OTA slots there are: a sequence selects one by its remainder.
-        last: sequences above this are brought down.
 
     Raises:
         ConfigError: an entry is not a whole number of program units.
@@ -62,63 +60,36 @@ class OtaPlace:
     geometry: Geometry
     sectors: tuple[Sector, Sector]
     count: int
-    last: int = LAST_SEQUENCE
 
     def __post_init__(self) -> None:
         if ENTRY_SIZE % self.geometry.program_unit:
             raise ConfigError(f"otadata needs program units that divide {ENTRY_SIZE} bytes")
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What one sector reads as.
+def selected_slot(entries: Sequence[OtaEntry], count: int) -> int | None:
+    """Number of the slot that boots; None if neither entry counts.
 
     Args:
-        entry: its first 32 bytes.
-        sealed: whether what follows is not blank.
+        entries: of both sectors.
+        count: how many OTA slots there are.
     """
-
-    entry: OtaEntry
-    sealed: bool
-
-    @property
-    def trusted(self) -> bool:
-        """Whether the entry was not torn when it was written: it is sealed, or not ours."""
-        return self.sealed or not _may_be_ours(self.entry)
-
-    def selects(self, slot: int, count: int) -> bool:
-        """Whether it counts, and is for this slot."""
-        return self.entry.valid and self.entry.slot(count) == slot
+    index = winner(entries)
+    return None if index is None else entries[index].slot(count)
 
 
-@lru_cache(maxsize=8)
-def label_of(seq: int) -> bytes:
-    """The label of our entry with this sequence."""
-    return sha256(b"mgota" + seq.to_bytes(4, "little")).digest()[: len(BLANK_LABEL)]
-
-
-def _may_be_ours(entry: OtaEntry) -> bool:
-    # A torn program leaves ones where zeros were to come.
-    mine, found = (int.from_bytes(label, "little") for label in (label_of(entry.seq), entry.label))
-    return mine & found == mine and entry.label != BLANK_LABEL
-
-
-def selected_slot(looks: Sequence[Look], count: int) -> int | None:
-    """Number of the slot that boots; None if neither entry counts."""
-    index = winner([look.entry for look in looks])
-    return None if index is None else looks[index].entry.slot(count)
-
-
-def look(place: OtaPlace) -> Job[tuple[Look, Look]]:
-    """Read both sectors, each once."""
-    first = yield from _look_at(place, place.sectors[0])
-    second = yield from _look_at(place, place.sectors[1])
+def read_entries(place: OtaPlace) -> Job[Entries]:
+    """Both entries; one that does not read the same each time is none."""
+    first = yield from _read_entry(place.sectors[0])
+    second = yield from _read_entry(place.sectors[1])
     return first, second
 
 
-def _look_at(place: OtaPlace, sector: Sector) -> Job[Look]:
-    data = yield Read(sector.start, ENTRY_SIZE + len(SEAL))
-    return Look(decode_entry(data[:ENTRY_SIZE]), data[ENTRY_SIZE:] != place.geometry.blank(len(SEAL)))
+def _read_entry(sector: Sector) -> Job[OtaEntry]:
+    data = yield Read(sector.start, ENTRY_SIZE)
+    for _ in range(READS - 1):
+        if (yield Read(sector.start, ENTRY_SIZE)) != data:
+            return _NOTHING
+    return decode_entry(data)
 
 
 def settle(place: OtaPlace, slot: int) -> Job[None]:
@@ -128,56 +99,50 @@ def settle(place: OtaPlace, slot: int) -> Job[None]:
         FlashError: they could not be written.
     """
     for _ in range(MAX_STEPS):
-        looks = yield from look(place)
-        step = next_step(looks, slot, place.count, place.last)
+        step = next_step((yield from read_entries(place)), slot, place.count)
         if step is None:
             return
         yield from _write(place, *step)
     raise FlashError("otadata does not keep what is written to it")
 
 
-def next_step(looks: tuple[Look, Look], slot: int, count: int, last: int = LAST_SEQUENCE) -> tuple[int, int] | None:
-    """What to write next on the way to two sealed entries for a slot.
+def next_step(entries: Entries, slot: int, count: int) -> Step | None:
+    """What to write next on the way to two entries for a slot; None if there is nothing.
 
     Args:
-        looks: what the two sectors read as.
+        entries: of both sectors.
         slot: the one that runs.
         count: how many slots there are.
-        last: sequences above this are brought down.
-
-    Returns the sector's index and the sequence, or None if there is nothing to do.
     """
-    right = [look.selects(slot, count) for look in looks]
+    right = [entry.valid and entry.slot(count) == slot for entry in entries]
     if all(right):
-        doubtful = [index for index in (0, 1) if not looks[index].trusted]
-        high = max(look.entry.seq for look in looks) > last
-        if not doubtful and not high:
-            return None
-        index = doubtful[0] if len(doubtful) == 1 else _loser(looks) if doubtful else 1 - _loser(looks)
-    elif any(right):
-        own = right.index(True)
-        index = 1 - own if looks[own].trusted else own
-    else:
-        index = min((0, 1), key=lambda index: _weight(looks[index]))
-    return index, _sequence(looks, 1 - index, slot, count, last)
+        return None
+    if not any(right):
+        return _first_step(entries, slot, count)
+    own = right.index(True)
+    # The right entry stands, and goes on to win.
+    seq = entries[own].seq
+    return 1 - own, _below(seq, slot, count) or _above(seq, slot, count)
 
 
-def _weight(look: Look) -> tuple[bool, bool, int]:
-    """What is to be written first, if neither is right, weighs least."""
-    return look.entry.valid, look.trusted, look.entry.seq
+def _first_step(entries: Entries, slot: int, count: int) -> Step:
+    """Neither entry is for the slot: one that wins or, if there is no higher sequence, in the place of what wins."""
+    best = winner(entries)
+    if best is None:
+        return 0, count + slot + 1  # leaves room for a lower one
+    seq = _above(entries[best].seq, slot, count)
+    return (1 - best, seq) if seq < NO_SEQUENCE else (best, count + slot + 1)
 
 
-def _loser(looks: Sequence[Look]) -> int:
-    return 1 - (winner([look.entry for look in looks]) or 0)
+def _above(seq: int, slot: int, count: int) -> int:
+    """The lowest sequence above `seq` that selects the slot; 32 bits may not hold it."""
+    return seq + 1 + (slot - seq) % count
 
 
-def _sequence(looks: Sequence[Look], kept: int, slot: int, count: int, last: int) -> int:
-    """One that selects the slot, and wins, unless what it had to win over is too high and written next."""
-    top = max((look.entry.seq for look in looks if look.entry.valid), default=0)
-    if top > last:
-        other = looks[kept].entry
-        top = other.seq if other.valid and other.seq <= last else 0
-    return top + 1 + (slot - top) % count
+def _below(seq: int, slot: int, count: int) -> int | None:
+    """The highest sequence below `seq` that selects the slot."""
+    found = seq - 1 - (seq - 2 - slot) % count
+    return found if found > 0 else None
 
 
 def select(place: OtaPlace, running: int | None, slot: int) -> Job[None]:
@@ -192,54 +157,43 @@ def select(place: OtaPlace, running: int | None, slot: int) -> Job[None]:
         SelectError: it could not be done; what boots is the same as before.
     """
     try:
-        looks = yield from look(place)
-        if _selected_already(looks, running, slot, place.count):
-            return
         if running is None or running == slot:
             yield from settle(place, slot)
-        else:
+        elif selected_slot((yield from read_entries(place)), place.count) != slot:
             yield from settle(place, running)
-            yield from _turn_to(place, slot)
+            yield from _turn(place, running, slot)
     except FlashError as exc:
-        if running == slot or not (yield from _stands(place, running, slot)):
+        if running == slot or not (yield from _took_effect(place, running, slot)):
             raise SelectError(f"slot ota_{slot} could not be selected: {exc}") from exc
 
 
-def _selected_already(looks: tuple[Look, Look], running: int | None, slot: int, count: int) -> bool:
-    """Whether it was selected since the boot, from the running slot."""
-    index = winner([look.entry for look in looks])
-    if running is None or running == slot or index is None:
-        return False
-    new, old = looks[index], looks[1 - index]
-    return new.selects(slot, count) and new.trusted and old.selects(running, count) and old.trusted
+def _turn(place: OtaPlace, running: int, slot: int) -> Job[None]:
+    """From settled entries to another slot: one sector is written, and decides. Both images are whole."""
+    entries = yield from read_entries(place)
+    best = winner(entries) or 0
+    seq = _above(entries[best].seq, slot, place.count)
+    if seq >= NO_SEQUENCE:  # after four thousand million selections, or somebody else's: begin anew
+        low = running + 1
+        yield from _write(place, best, low)
+        seq = _above(low, slot, place.count)
+    yield from _write(place, 1 - best, seq)
 
 
-def _turn_to(place: OtaPlace, slot: int) -> Job[None]:
-    """From settled entries for another slot: one sector is written, and decides."""
-    looks = yield from look(place)
-    index = _loser(looks)
-    yield from _write(place, index, _sequence(looks, 1 - index, slot, place.count, place.last))
-
-
-def _stands(place: OtaPlace, running: int | None, slot: int) -> Job[bool]:
-    """After a selection that failed: take it back; if that fails too, whether it took effect all the same."""
+def _took_effect(place: OtaPlace, running: int | None, slot: int) -> Job[bool]:
+    """After a selection that failed: take it back; where that fails too, whether it took effect all the same."""
     try:
         if running is not None:
             yield from settle(place, running)
             return False
     except FlashError:
-        pass
+        pass  # what failed first is what is reported
     try:
-        return selected_slot((yield from look(place)), place.count) == slot
+        return selected_slot((yield from read_entries(place)), place.count) == slot
     except FlashError:
         return False
 
 
 def _write(place: OtaPlace, index: int, seq: int) -> Job[None]:
-    sector, entry = place.sectors[index], encode_entry(ota_entry(seq, label=label_of(seq)))
-    blank = place.geometry.blank(len(SEAL))
-    if not (yield from rewrite(place.geometry, sector, entry + blank)):
+    sector = place.sectors[index]
+    if not (yield from rewrite(place.geometry, sector, encode_entry(ota_entry(seq)))):
         raise VerifyError(f"otadata could not be written at {sector.start:#x}")
-    yield Program(sector.start + ENTRY_SIZE, SEAL)
-    if (yield Read(sector.start, ENTRY_SIZE + len(SEAL))) != entry + SEAL:
-        raise VerifyError(f"otadata could not be sealed at {sector.start:#x}")

@@ -37,9 +37,10 @@ from mgota.flash.virtual import VirtualReset, VirtualWatchdog
 from mgota.testing.backend import check_flash_backend
 from mgota.testing.bench import Restarted
 from mgota.testing.contract import check_nor_flash, check_state_store
-from mgota.testing.cuts import Brick, Cut, Life, Report, every_power_cut
+from mgota.testing.cuts import every_power_cut
 from mgota.testing.faults import BadFlash, Flaw
 from mgota.testing.power import ALL_MODES, CutMode, PowerCut, PowerSupply
+from mgota.testing.report import Brick, Cut, Life, Report
 
 __all__ = [
     "ALL_MODES",

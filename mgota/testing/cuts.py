@@ -18,8 +18,6 @@ Rules:
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from enum import StrEnum
 from hashlib import sha256
 from inspect import isawaitable
 from random import Random
@@ -37,108 +35,12 @@ from mgota.ports import StateStore
 from mgota.session import provision
 from mgota.testing.bench import Bench, BrickedError, Build, CellState, MakeState, Restarted, why
 from mgota.testing.power import ALL_MODES, ATOMIC_MODES, CutMode, PowerCut
+from mgota.testing.report import Brick, Cut, Life, Report
 from mgota.trial import commit, rollback
 
-SHOWN = 10
-"""How many bricks a failed check lists."""
+NEVER_CAME = "the operation never came: what the backend does depends on more than flash and cells"
 
 Factory = Callable[[NorSimulator, bytes], object]
-
-
-class Life(StrEnum):
-    """What a device lives through, from a boot on. Together they cut every operation of a life from begin to end."""
-
-    UPDATE = "update"
-    """The old image runs; the new one is written, sealed and activated."""
-    COMMIT = "commit"
-    """The new image comes up on its trial and is committed."""
-    NO_COMMIT = "no commit"
-    """It comes up, and nobody commits it: the next boot rolls back."""
-    RETURN = "return"
-    """It comes up, and an operator rolls it back."""
-    REGRET = "regret"
-    """It was committed, and an operator rolls it back."""
-    SECOND_UPDATE = "second update"
-    """It was committed, and the old image comes back as an update, into the slot that was the first's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A power cut.
-
-    Args:
-        index: how many operations that change something came before it, since the life, or the recovery, began.
-        mode: what it left.
-        what: the operation that it hit.
-    """
-
-    index: int
-    mode: CutMode
-    what: str = field(default="", compare=False)
-
-    def __str__(self) -> str:
-        return f"operation {self.index} ({self.what}), {self.mode}"
-
-
-@dataclass(frozen=True, slots=True)
-class Brick:
-    """A device that was lost, and how to lose it again.
-
-    Args:
-        life: what it lived through.
-        cuts: none, if the life fails without one; the second hit the recovery from the first.
-        seed: of the run.
-        what: which rule did not hold.
-    """
-
-    life: Life
-    cuts: tuple[Cut, ...]
-    seed: int
-    what: str
-
-    def __str__(self) -> str:
-        cuts = "; again at ".join(map(str, self.cuts))
-        return f"{self.life}, {f'cut at {cuts}' if cuts else 'without a cut'}, seed {self.seed}: {self.what}"
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What `every_power_cut` did.
-
-    Args:
-        operations: how many each life has, without a cut.
-        modes: of the first cuts.
-        cuts: runs with one cut.
-        recuts: runs with a second one.
-        bricks: the runs that failed.
-    """
-
-    operations: dict[Life, int]
-    modes: tuple[CutMode, ...]
-    cuts: int
-    recuts: int
-    bricks: tuple[Brick, ...]
-
-    @property
-    def runs(self) -> int:
-        """How often a device lived, with cuts or without."""
-        return len(self.operations) + self.cuts + self.recuts
-
-    def __str__(self) -> str:
-        return (
-            f"{self.runs} runs: {len(self.operations)} lives of {sum(self.operations.values())} operations in all, "
-            f"{len(self.modes)} modes, {self.cuts} cuts, {self.recuts} second cuts, {len(self.bricks)} bricks"
-        )
-
-    def check(self) -> None:
-        """Fail if there are bricks.
-
-        Raises:
-            AssertionError: there are; it lists the first of them.
-        """
-        if self.bricks:
-            more = f"\n… and {len(self.bricks) - SHOWN} more" if len(self.bricks) > SHOWN else ""
-            raise AssertionError("\n".join([str(self), *map(str, self.bricks[:SHOWN])]) + more)
 
 
 async def every_power_cut(
@@ -257,8 +159,7 @@ class _Proof:
         problem = await self._attempt(bench, self._live(life, bench))
         self._cuts += 1
         if not bench.power.gone:
-            problem = problem or "the operation never came: what the backend does depends on more than flash and cells"
-            self._lost(life, (cut,), problem)
+            self._lost(life, (cut,), problem or NEVER_CAME)
             return
         bench.power.restore()
         again = bench.fork(seed=crc32(f"{self._seed} {cut.index} {cut.mode}".encode()))
@@ -277,9 +178,11 @@ class _Proof:
         bench.power.cut_at(second.index, second.mode)
         problem = await self._attempt(bench, self._recover(bench))
         self._second_cuts += 1
-        if bench.power.gone:
-            bench.power.restore()
-            problem = await self._attempt(bench, self._recover(bench)) or await self._attempt(bench, self._retry(bench))
+        if not bench.power.gone:
+            self._lost(life, (first, second), problem or NEVER_CAME)
+            return
+        bench.power.restore()
+        problem = await self._attempt(bench, self._recover(bench)) or await self._attempt(bench, self._retry(bench))
         if problem:
             self._lost(life, (first, second), problem)
 

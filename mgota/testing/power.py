@@ -48,7 +48,7 @@ class CutMode(StrEnum):
     NOTHING = "nothing"
     """The operation did not begin: old, and units that were not programmed still are not."""
     ALL = "all"
-    """The operation ended, and nobody was told: new."""
+    """The operation ended, and nobody was told: new. Where it failed instead, the power goes before the next one."""
     PREFIX = "prefix"
     """New up to a byte inside the range, old from there on. It is drawn, half of the time at a unit's boundary."""
     SUFFIX = "suffix"
@@ -198,6 +198,7 @@ class PowerSupply:
         self._cuts = 0
         self._mode = CutMode.NOTHING
         self._armed = -1
+        self._hit: Operation | None = None
 
     def cut_at(self, index: int, mode: CutMode = CutMode.NOTHING) -> None:
         """Let the power go at an operation. Without flash under it, only `NOTHING` and `ALL` differ.
@@ -211,7 +212,7 @@ class PowerSupply:
         """
         if self.gone or index < 0:
             raise ConfigError("the power is gone: restore it first" if self.gone else "a cut lies in the future")
-        self._mode = CutMode(mode)
+        self._mode, self._hit = CutMode(mode), None
         self._armed = self.operations.changes + index
         self.operations.guard, self.operations.guarded_from = self, self._armed
 
@@ -224,11 +225,14 @@ class PowerSupply:
         """Nothing happens without power."""
         if self.gone:
             raise PowerCut
+        if self._hit and self.operations.changes > self._armed:  # it failed, and so nobody heard that it had ended
+            self._cut(self._hit)
 
     def begun(self, operation: Operation) -> None:
         """Cut the armed operation off, unless all of it is to happen."""
         if operation.index != self._armed:
             return
+        self._hit = operation
         flash = operation.source if operation.kind in (Kind.ERASE, Kind.PROGRAM) else None
         seed = crc32(f"{self._seed} {self._cuts} {operation.index} {self._mode}".encode())
         if not isinstance(flash, NorSimulator):

@@ -7,12 +7,10 @@
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import IntEnum
 
-from mgota.core.geometry import Area, Sector, uniform
+from mgota.core.geometry import Sector, uniform
 from mgota.core.nor import Erase, Job, Program, Read, occupied
-from mgota.core.recordlog import RecordLog, Scanned, encode_entry
+from mgota.core.recordlog import RecordLog, Scanned
 from mgota.errors import VerifyError
 from mgota.testing import CutMode, NorSimulator, PowerCut, PowerSupply
 from mgota.testing.jobs import carry_out_now

@@ -23,7 +23,7 @@ from tally import BrickError, DoubledError, RuleBrokenError
 from mgota.core import swap
 from mgota.core.geometry import Geometry, Sector, Slot
 from mgota.core.recordlog import Kind, RecordLog
-from mgota.core.swap import ChipJournal, HostJournal, Journal, Phase, SwapLayout, SwapState
+from mgota.core.swap import ChipJournal, HostJournal, Journal, Phase, SwapLayout
 from mgota.testing import ALL_MODES, CutMode, Kind as Does, NorSimulator, Operation, Operations, PowerCut, PowerSupply
 from mgota.testing.jobs import KeptBeside, carry_out_now
 
@@ -222,8 +222,7 @@ def cut_everywhere(bench: SwapBench, modes: Iterable[CutMode] = ALL_MODES, seed:
 
     def cut(operation: Operation) -> None:
         if operation.index is not None:
-            for mode in modes:
-                twins.append(((operation.index, mode), bench.torn(operation, mode, seed)))
+            twins.extend(((operation.index, mode), bench.torn(operation, mode, seed)) for mode in modes)
 
     bench.flash.operations.before = cut
     bench.live()

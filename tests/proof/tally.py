@@ -56,6 +56,11 @@ class Tally:
     broken_rules: int = 0
     doubled: int = 0
 
+    @property
+    def lost(self) -> int:
+        """Bricks where more was lost than a chip's rule."""
+        return len(self.bricks) - self.broken_rules
+
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(
             self.runs + other.runs,

@@ -7,7 +7,7 @@ The swap is the real one for both; the state lies in a cell, where a store is at
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from swap_bench import Cut, SwapBench
 from tally import Brick, BrickError, Tally
@@ -120,7 +120,7 @@ def trial_cuts(rules: Rules, start: SwapBench) -> Tally:
     tally = Tally()
     for index in range(clean.bench.flash.operations.changes):
         for mode in ALL_MODES:
-            _count(tally, (index, mode), lambda index=index, mode=mode: _cut(rules, Board(start), (index, mode)))
+            _count(tally, rules, Board(start), (index, mode))
     return tally
 
 
@@ -134,11 +134,11 @@ def _cut(rules: Rules, board: Board, cut: Cut) -> None:
         settle(rules, board)
 
 
-def _count(tally: Tally, cut: Cut, run: Callable[[], None]) -> None:
+def _count(tally: Tally, rules: Rules, board: Board, cut: Cut) -> None:
     tally.runs += 1
     tally.cuts += 1
     tally.modes[cut[1]] += 1
     try:
-        run()
+        _cut(rules, board, cut)
     except BrickError as exc:
         tally.bricked(Brick("trial", json.dumps(cut), str(exc)), exc)

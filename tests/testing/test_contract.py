@@ -231,11 +231,11 @@ async def test_a_chip_with_two_banks_keeps_its_promises(tmp_path: Path) -> None:
     await check_flash_backend(lambda: stm32h5(tmp_path / "flash", size=256 << 10).backend)
 
 
-@pytest.mark.parametrize("place", [JournalPlace.CHIP])
+@pytest.mark.parametrize("place", [JournalPlace.CHIP, JournalPlace.HOST])
 async def test_a_chip_that_copies_keeps_its_promises(place: JournalPlace) -> None:
     flash = NorSimulator(uniform(128 << 10, 4096, program_unit=16))
     layout = plan_swap(flash.geometry, place)
-    await check_flash_backend(lambda: CopiedFlash(flash, layout))
+    await check_flash_backend(lambda: CopiedFlash(flash, layout, None if layout.journal else flash.cell("journal")))
 
 
 async def test_slots_as_files_keep_their_promises(tmp_path: Path) -> None:

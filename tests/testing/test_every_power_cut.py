@@ -2,15 +2,18 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import pytest
 from simple_slots import HALF, SMALL, Slots
 
-from mgota.core.geometry import Area, Geometry, Region, Slot
+from mgota.core.geometry import Area, Geometry, Region, Slot, uniform
+from mgota.core.record import BootRecord, State
 from mgota.errors import ReadError, SelectError, TooLargeError
 from mgota.flash.banked import BankedFlash
+from mgota.flash.norstate import NorState
 from mgota.flash.targets.stm32h5 import banks
 from mgota.ports import FlashBackend, FlashWriter
 from mgota.testing import (
@@ -23,6 +26,7 @@ from mgota.testing import (
     Restarted,
     every_power_cut,
 )
+from mgota.testing.bench import CellState
 
 pytestmark = pytest.mark.asyncio
 
@@ -283,6 +287,97 @@ async def test_a_device_that_does_not_leave_the_factory_is_told() -> None:
         await prove(Spoils)
     with pytest.raises(TooLargeError):
         await prove(Slots, old=bytes(HALF + 1))
+
+
+class TrustsWhatItReads(Slots):
+    """It refreshes a sector at every boot, out of an atomic copy, which is dropped once the sector reads well."""
+
+    async def recover(self) -> None:
+        sector = next(self.flash.geometry.sectors_in(self.area(await self.running_slot())))
+        cell = self.flash.cell("copy")
+        copy = cell.load()
+        if not copy:
+            copy = self.flash.read_now(sector.start, sector.length)
+            cell.store(copy)
+        elif self.flash.read_now(sector.start, sector.length) == copy:
+            cell.store(b"")
+            return
+        self.flash.erase_now(sector)
+        self.flash.program_now(sector.start, copy)
+        cell.store(b"")
+
+
+async def test_an_image_on_flash_that_may_read_otherwise_is_a_brick() -> None:
+    (await prove(TrustsWhatItReads, modes=ATOMIC)).check()
+    report = await prove(TrustsWhatItReads)
+    print(report)
+    assert {brick.cuts[0].mode for brick in report.bricks} <= {
+        CutMode.RANDOM_READS,
+        CutMode.VALID_THEN_BLANK,
+        CutMode.BLANK_THEN_VALID,
+    }
+    assert any("may read otherwise" in brick.what for brick in report.bricks)
+
+
+class ForgetsAll(CellState):
+    async def load(self) -> BootRecord | None:
+        await super().load()
+        return None
+
+
+class ForgetsImages(CellState):
+    async def load(self) -> BootRecord | None:
+        record = await super().load()
+        return record and replace(record, a=None, b=None)
+
+
+class NamesAnother(CellState):
+    async def load(self) -> BootRecord | None:
+        record = await super().load()
+        return record and replace(record, a=record.a and replace(record.a, sha256="0" * 64))
+
+
+class LosesTheTrial(CellState):
+    async def store(self, record: BootRecord) -> None:
+        if record.state is not State.FAILED:
+            await super().store(record)
+
+
+class IsNeverProven(CellState):
+    async def store(self, record: BootRecord) -> None:
+        await super().store(replace(record, a=record.a and replace(record.a, proven=False)))
+
+
+@pytest.mark.parametrize(
+    ("state", "what"),
+    [
+        (ForgetsAll, "the boot record is gone"),
+        (ForgetsImages, "slot a runs, and the record knows of no image there"),
+        (NamesAnother, "an image in slot a that there never was"),
+        (IsNeverProven, "slot a runs an image that was never proven"),
+        (LosesTheTrial, "the device goes on .trial. with the record in state TESTING"),
+    ],
+)
+async def test_a_state_store_with_a_mistake_is_found(state: type[CellState], what: str) -> None:
+    def make(flash: NorSimulator) -> CellState:
+        return state(flash.cell("boot record"))
+
+    with pytest.raises(AssertionError, match=what):
+        (await prove(Slots, state=make, modes=[CutMode.NOTHING])).check()
+
+
+async def test_a_boot_record_on_raw_flash_is_proven_with_its_backend() -> None:
+    geometry = uniform(2 * HALF + 3 * 4096, 4096, program_unit=16)
+    report = await prove(
+        Slots,
+        geometry,
+        state=lambda flash: NorState(flash, flash.geometry.sectors[-3:]),
+        lives=[Life.COMMIT],
+        recuts=[CutMode.VALID_THEN_BLANK],
+    )
+    report.check()
+    print(report)
+    assert report.recuts > 100
 
 
 class Swallows(Slots):

@@ -7,7 +7,7 @@ import pytest
 
 from mgota.core.geometry import Area, uniform
 from mgota.errors import ConfigError, EraseError, FlashError, ProgramError, ReadError
-from mgota.testing import BadFlash, Flaw, Kind, NorSimulator
+from mgota.testing import ALL_MODES, BadFlash, CutMode, Flaw, Kind, NorSimulator, PowerCut, PowerSupply
 
 GEOMETRY = uniform(256, 64, program_unit=4)
 ONE, TWO = GEOMETRY.sectors[1:3]
@@ -126,6 +126,24 @@ def test_a_fork_is_a_chip_without_flaws() -> None:
 def test_flaws_that_no_flash_has_are_refused(call: Callable[[BadFlash], object]) -> None:
     with pytest.raises(ConfigError):
         call(bad_flash()[1])
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
+def test_the_power_goes_at_an_operation_that_fails_too(mode: CutMode) -> None:
+    flash, bad = bad_flash()
+    bad.fail(Kind.PROGRAM, Flaw.ERROR, at=[0])
+    power = PowerSupply(flash)
+    power.cut_at(0, mode)
+    with pytest.raises((PowerCut, ProgramError)):
+        flash.program_now(64, DATA)
+    with pytest.raises(PowerCut):
+        flash.read_now(0, 4)
+    assert power.gone
+    assert power.last
+    assert power.last.offset == 64
+    power.restore()
+    if mode is CutMode.ALL:
+        assert flash.read_now(64, 64) == DATA[:32] + b"\xff" * 32
 
 
 @pytest.mark.asyncio
