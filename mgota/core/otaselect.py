@@ -4,7 +4,8 @@ The bootloader reads two sectors and knows nothing of cuts. A torn sector may re
 other one decides, and if that is torn as well, any slot may boot: without a valid entry, slot 0. Hence one promise:
 *while the other slot may be half-written, a sector that is not torn selects the running slot, and none wins over it.*
 
-    settle    (at every boot, and before an update's first erase)
+    recover   (at every boot) settle; but a new chip's entries, both blank, stay so until its first update
+    settle    (before the first erase of an update)
               both select the running slot      nothing to do, no wear
               one does                          write the other: whatever becomes of it, the right one stands
               neither does                      write one with a sequence that wins; then the other
@@ -41,7 +42,9 @@ Entries = tuple[OtaEntry, OtaEntry]
 Step = tuple[int, int]
 """What to write: the index of a sector, and a sequence."""
 
-_NOTHING = OtaEntry(NO_SEQUENCE)
+_BLANK = OtaEntry(NO_SEQUENCE)
+_WAVERING = OtaEntry(NO_SEQUENCE, label=bytes(20))
+"""What stands for an entry that reads otherwise each time: it is none, and not blank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class OtaPlace:
         geometry: of the flash memory.
         sectors: the two of otadata.
         count: how many OTA slots there are: a sequence selects one by its remainder.
+        default: the slot that boots while no entry counts; None if that is a factory app.
 
     Raises:
         ConfigError: an entry is not a whole number of program units.
@@ -60,6 +64,7 @@ class OtaPlace:
     geometry: Geometry
     sectors: tuple[Sector, Sector]
     count: int
+    default: int | None = 0
 
     def __post_init__(self) -> None:
         if ENTRY_SIZE % self.geometry.program_unit:
@@ -88,15 +93,34 @@ def _read_entry(sector: Sector) -> Job[OtaEntry]:
     data = yield Read(sector.start, ENTRY_SIZE)
     for _ in range(READS - 1):
         if (yield Read(sector.start, ENTRY_SIZE)) != data:
-            return _NOTHING
+            return _WAVERING
     return decode_entry(data)
 
 
-def settle(place: OtaPlace, slot: int) -> Job[None]:
-    """Make both sectors select this slot, which runs. Nothing is written if they do.
+def recover(place: OtaPlace, slot: int) -> Job[None]:
+    """After a boot: settle, unless nothing was ever selected, and the slot boots because of that.
+
+    Args:
+        place: where the selection is kept.
+        slot: the one that runs.
 
     Raises:
-        FlashError: they could not be written.
+        FlashError: otadata could not be written.
+    """
+    entries = yield from read_entries(place)
+    if slot != place.default or entries != (_BLANK, _BLANK):
+        yield from settle(place, slot)
+
+
+def settle(place: OtaPlace, slot: int) -> Job[None]:
+    """Make both sectors select this slot. Nothing is written if they do.
+
+    Args:
+        place: where the selection is kept.
+        slot: the one that runs; from here on the other one may be half-written.
+
+    Raises:
+        FlashError: otadata could not be written.
     """
     for _ in range(MAX_STEPS):
         step = next_step((yield from read_entries(place)), slot, place.count)
@@ -158,7 +182,7 @@ def select(place: OtaPlace, running: int | None, slot: int) -> Job[None]:
     """
     try:
         if running is None or running == slot:
-            yield from settle(place, slot)
+            yield from recover(place, slot)
         elif selected_slot((yield from read_entries(place)), place.count) != slot:
             yield from settle(place, running)
             yield from _turn(place, running, slot)

@@ -11,6 +11,8 @@ from mgota.core.recordlog import RecordLog
 from mgota.testing import ALL_MODES, CutMode
 from mgota.testing.power import ATOMIC_MODES
 
+pytestmark = pytest.mark.no_cover  # measuring takes longer than proving; tests/core covers the rules
+
 SCALE = 16
 NOTHING, VALID_THEN_BLANK, BLANK_THEN_VALID = CutMode.NOTHING, CutMode.VALID_THEN_BLANK, CutMode.BLANK_THEN_VALID
 

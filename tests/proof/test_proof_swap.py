@@ -16,9 +16,11 @@ from mgota.core.geometry import Geometry
 from mgota.core.swap import JournalPlace
 from mgota.testing import ALL_MODES
 
+pytestmark = pytest.mark.no_cover  # measuring takes longer than proving; tests/core covers the rules
+
 SCALE = 16
-SHARES = 8
-"""Of the pairs of cuts, half of which are made here; `make proof` makes all, on every map."""
+SHARES = 4
+"""Of the pairs of cuts, so that two processes have something to do."""
 REQUESTS = ("forward", "reverse", "forward again")
 
 
@@ -99,11 +101,11 @@ def test_every_single_cut_on_the_real_size_leaves_both_images_whole(each: Sector
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", range(SHARES // 2))
-def test_a_pair_of_cuts_leaves_both_images_whole(share: int) -> None:
+@pytest.mark.parametrize("share", range(SHARES))
+def test_every_pair_of_cuts_leaves_both_images_whole(share: int) -> None:
     tally = SwapProof("uniform", SCALE).double_cuts(share, SHARES)
     print(f"double cuts, uniform, share {share + 1} of {SHARES}: forward, reverse: {tally}")
-    tally.check(least=5_000)
+    tally.check(least=10_000)
     assert set(tally.modes) == set(ALL_MODES)
 
 
@@ -118,12 +120,12 @@ def test_many_cuts_in_a_row_leave_both_images_whole(each: SectorMap) -> None:
 @pytest.mark.parametrize("each", MAPS, ids=lambda each: each.name)
 def test_bad_flash_is_refused_or_waits_until_it_works_again(each: SectorMap) -> None:
     proof = Tally()
-    for name, start in zip(REQUESTS, starts(each.layout(SCALE))[:2], strict=False):
+    for name, start in zip(REQUESTS, starts(each.layout(SCALE)), strict=True):
         bad = BadProof(start, each.name)
         bad.prove(defects(start), every=20)
         bad.prove(stuck_bits(start, 2), every=20)
         print(f"bad flash, {each.name}, {name}: {bad}")
         assert {end for end, number in bad.ends.items() if number > 10} == {DONE, REFUSED, FAILED}
         proof += bad.tally
-    proof.check(least=500)
+    proof.check(least=800)
     assert set(proof.modes) == set(ALL_MODES)

@@ -28,7 +28,7 @@ from mgota.core.esp_table import (
 from mgota.core.geometry import Slot, uniform
 from mgota.core.nor import Job
 from mgota.core.otadata import ENTRY_SIZE, decode_entry
-from mgota.core.otaselect import OtaPlace, read_entries, select, selected_slot, settle
+from mgota.core.otaselect import OtaPlace, read_entries, recover, select, selected_slot, settle
 from mgota.errors import ConfigError, FlashError, ReadError, TooLargeError
 from mgota.flash.files import FileLock, replace_file
 from mgota.flash.jobs import carry_out
@@ -87,7 +87,8 @@ class EspFlash:
         self._flash = flash
         self._crc = crc
         self._areas = {slot: geometry.slot_area(slots[n].offset, slots[n].size) for slot, n in _NUMBERS.items()}
-        self._place = OtaPlace(geometry, (sectors[0], sectors[1]), len(slots))
+        default = 0 if table.factory is None else None
+        self._place = OtaPlace(geometry, (sectors[0], sectors[1]), len(slots), default)
         self._running: Slot | None = None
 
     @property
@@ -135,11 +136,17 @@ class EspFlash:
     async def open_writer(self, slot: Slot, size: int) -> NorWriter:
         """Begin to write an image of `size` bytes at the start of `slot`, which may be the running one of a blank chip.
 
+        Otadata of a new chip is written now: from here on the other slot may be half-written.
+
         Raises:
             TooLargeError: it does not fit; nothing was changed.
+            FlashError: otadata could not be written.
         """
         if size > await self.capacity():
             raise TooLargeError(size, await self.capacity())
+        running = await self.running_slot()
+        if slot is not running:
+            await self._carry_out(settle(self._place, _NUMBERS[running]))
         return NorWriter(self._flash, self._areas[slot], size, flush=self._flash.flush)
 
     async def extent(self, slot: Slot) -> int:
@@ -169,7 +176,7 @@ class EspFlash:
     async def select(self, slot: Slot) -> None:
         """Make this slot the one that boots, from the next reset on; nothing to do if it is.
 
-        To select the running slot is to make sure that no power cut boots the other one.
+        To select the running slot is to recover: no power cut boots the other one after it.
 
         Raises:
             SelectError: the slot that boots is the same as before.
@@ -192,7 +199,7 @@ class EspFlash:
         """
         running = _NUMBERS[await self.running_slot()]
         try:
-            await self._carry_out(settle(self._place, running))
+            await self._carry_out(recover(self._place, running))
         except FlashError as exc:
             entries = await carry_out(read_entries(self._place), self._flash)
             if selected_slot(entries, self._place.count) != running:

@@ -2,11 +2,14 @@
 
 from functools import partial
 
+from mgota.core.esp_image import EspInspector
 from mgota.core.inspect import Inspect
 from mgota.core.swap import plan_swap
+from mgota.core.vectors import VectorInspector
 from mgota.errors import ConfigError
 from mgota.flash.banked import Banks
 from mgota.flash.chips import StrPath, virtual_banks, virtual_copying
+from mgota.flash.targets.esp32 import esp32
 from mgota.flash.targets.table import Swap, Target
 from mgota.flash.virtual import BootingFlash, VirtualTarget
 from mgota.ports import Resetter
@@ -47,8 +50,6 @@ def virtual_target(
             line = reset if target.name == RESETS_ITSELF else None
             return virtual_banks(chip, path, limit, reset=line, throttle=throttle)
         case Swap.OTADATA:
-            from mgota.flash.targets.esp32 import esp32
-
             return esp32(path, size=target.geometry.size, throttle=throttle)
         case _:
             layout = plan_swap(target.geometry, target.journal)
@@ -62,11 +63,7 @@ def inspector_for(target: Target) -> Inspect:
         ConfigError: nothing can be told from the format of its images.
     """
     if target.swap is Swap.OTADATA:
-        from mgota.core.esp_image import EspInspector
-
         return EspInspector
     if target.vectors is None or target.geometry is None:
         raise ConfigError(f"nothing can be told from the format of an image for {target.name}")
-    from mgota.core.vectors import VectorInspector
-
     return partial(VectorInspector, target.links, target.max_image, target.vectors)
