@@ -3,12 +3,13 @@
 - Mongoose's scratch swap, as `power-fail.md` describes it: nothing is written down, and nothing recovers;
 - a naive journal: records with a CRC one after the other, and who reads one believes it;
 - a bare state that is stored before the swap, as the seed has it: it does not say whose trial it is;
-- three mutants of the record log, each without one of its rules.
+- three mutants of the record log, each without one of its rules;
+- a copy that is not read back.
 """
 
 from collections.abc import Iterator
 
-from mgota.core.geometry import Sector, uniform
+from mgota.core.geometry import Area, Geometry, Sector, uniform
 from mgota.core.nor import Erase, Job, Program, Read, occupied
 from mgota.core.recordlog import RecordLog, Scanned
 from mgota.errors import VerifyError
@@ -144,3 +145,16 @@ class TwoSectors(RecordLog):
     def _open(self, value: bytes) -> Job[None]:
         self._order = [index for index in self._order if index < 2]
         yield from super()._open(value)
+
+
+# --- a copy that is not read back -------------------------------------------------------------------------------------
+
+
+def not_read_back(geometry: Geometry, area: Area, data: bytes) -> Job[bool]:
+    """`mgota.core.nor.rewrite`, without a look at what it wrote."""
+    for sector in geometry.sectors_in(area):
+        yield Erase(sector)
+    length = occupied(data, geometry.blank(len(data)), geometry.program_unit)
+    if length:
+        yield Program(area.start, data[:length])
+    return True

@@ -1,12 +1,14 @@
 """The proof bites: designs that lose devices are caught. Each test prints bricks and runs."""
 
 import pytest
-from controls import NaiveLog, NoRecommit, NoSealRule, TwoSectors, scratch_cuts
+from bad_flash import BadProof, defects, stuck_bits
+from controls import NaiveLog, NoRecommit, NoSealRule, TwoSectors, not_read_back, scratch_cuts
 from sector_maps import BY_NAME
 from swap_bench import Cut, MakeLog, starts
 from swap_proof import SwapProof
 from trial_controls import BareState, NamedSlot, trial_cuts
 
+from mgota.core import swap
 from mgota.core.recordlog import RecordLog
 from mgota.testing import ALL_MODES, CutMode
 from mgota.testing.power import ATOMIC_MODES
@@ -123,3 +125,15 @@ def test_a_log_without_the_re_commit_is_found_by_double_cuts() -> None:
     found = SwapProof("uniform", SCALE, make_log=NoRecommit).double_cuts(2, 8)
     print(f"control, NoRecommit, double cuts: {len(found.bricks)} bricks of {found.runs}")
     assert found.lost >= 10
+
+
+@pytest.mark.parametrize("name", ["uniform", "STM32F4 1 MiB"])
+def test_a_swap_that_reads_nothing_back_is_found_by_bad_flash(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checksum over the base still holds it up; what went aside is lost, and nobody notices."""
+    start = starts(BY_NAME[name].layout(SCALE))[0]
+    monkeypatch.setattr(swap, "rewrite", not_read_back)
+    bad = BadProof(start, name)
+    bad.prove(defects(start), every=100)
+    bad.prove(stuck_bits(start, 2), every=100)
+    print(f"control, no read-back, {name}: {len(bad.tally.bricks)} bricks of {bad.tally.runs}")
+    assert bad.tally.lost >= 5
