@@ -30,6 +30,11 @@ all of it in one file.
     except PowerCut:
         power.restore()
     await my_recovery(flash)
+
+**Do files survive a crash?** `every_crash` records what code does below a directory, writes, fsyncs, renames, and
+replays every state that a crash may leave:
+
+    every_crash(action, check, workspace)
 """
 
 from mgota.flash.simulator import Cell, Kind, NorSimulator, Operation, Operations, Register
@@ -37,9 +42,13 @@ from mgota.flash.virtual import VirtualReset, VirtualWatchdog
 from mgota.testing.backend import check_flash_backend
 from mgota.testing.bench import Restarted
 from mgota.testing.contract import check_nor_flash, check_state_store
+from mgota.testing.crash_states import CrashPoint, CrashState, CrashStates, Order
+from mgota.testing.crashes import CrashFailure, CrashReport, every_crash
 from mgota.testing.cuts import every_power_cut
 from mgota.testing.faults import BadFlash, Flaw
+from mgota.testing.jobs import carry_out_now
 from mgota.testing.power import ALL_MODES, CutMode, PowerCut, PowerSupply
+from mgota.testing.recorder import FileRecorder
 from mgota.testing.report import Brick, Cut, Life, Report
 
 __all__ = [
@@ -47,14 +56,21 @@ __all__ = [
     "BadFlash",
     "Brick",
     "Cell",
+    "CrashFailure",
+    "CrashPoint",
+    "CrashReport",
+    "CrashState",
+    "CrashStates",
     "Cut",
     "CutMode",
+    "FileRecorder",
     "Flaw",
     "Kind",
     "Life",
     "NorSimulator",
     "Operation",
     "Operations",
+    "Order",
     "PowerCut",
     "PowerSupply",
     "Register",
@@ -62,8 +78,10 @@ __all__ = [
     "Restarted",
     "VirtualReset",
     "VirtualWatchdog",
+    "carry_out_now",
     "check_flash_backend",
     "check_nor_flash",
     "check_state_store",
+    "every_crash",
     "every_power_cut",
 ]

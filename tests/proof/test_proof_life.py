@@ -17,6 +17,8 @@ from mgota.flash.copied import CopiedFlash
 from mgota.flash.norstate import NorState
 from mgota.testing import ALL_MODES, CutMode, NorSimulator, Report, every_power_cut
 
+pytestmark = pytest.mark.no_cover  # counting lines takes longer than the proof
+
 SECTOR = 4 << 10
 BUDGET = {"STM32F4 1 MiB": 800, "STM32F4 2 MiB": 900, "STM32F7 2 MiB": 800, "uniform": 1200, "CH32V307": 1200}
 """Maps, and the least runs that must come of each: a proof must not become empty unnoticed."""
