@@ -22,6 +22,9 @@ from mgota.flash.simulator import Kind, NorSimulator, Operation, Operations
 from mgota.flash.targets.stm32h5 import banks
 from mgota.session import provision
 
+# Counting lines takes longer than the proof; others cover the lines.
+pytestmark = pytest.mark.no_cover
+
 KEY = PrivateKey.generate()
 CHIP = banks(128 << 10)
 BANK = CHIP.geometry.size // 2

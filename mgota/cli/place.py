@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -24,11 +24,12 @@ from mgota.core.inspect import Inspect
 from mgota.device import Device
 from mgota.errors import ConfigError
 from mgota.flash.files import FileLock
-from mgota.flash.targets.table import Target, find_target
-from mgota.flash.targets.virtual import inspector_for
 from mgota.flash.virtual import VirtualReset, VirtualWatchdog
 from mgota.linux.state import FileState
 from mgota.ports import FlashBackend
+
+if TYPE_CHECKING:
+    from mgota.flash.targets.table import Target
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,7 +55,7 @@ class Place:
     """
 
     slots: Path | None
-    target: Target | None
+    target: "Target | None"
     flash: Path | None
     state: Path | None
     backend: Callable[..., object] | None
@@ -134,7 +135,9 @@ def _checked(
     return Place(slots=slots, target=found, flash=flash, state=state, backend=factory, inspect=inspect)
 
 
-def _target(name: str, part: str | None) -> Target:
+def _target(name: str, part: str | None) -> "Target":
+    from mgota.flash.targets.table import find_target  # noqa: PLC0415  `serve --slots` stays small without
+
     try:
         target = find_target(name, part)
     except ConfigError as exc:
@@ -146,7 +149,9 @@ def _target(name: str, part: str | None) -> Target:
     return target
 
 
-def _inspect(target: Target) -> Inspect:
+def _inspect(target: "Target") -> Inspect:
+    from mgota.flash.targets.virtual import inspector_for  # noqa: PLC0415  the same
+
     try:
         return inspector_for(target)
     except ConfigError as exc:

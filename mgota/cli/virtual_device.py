@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -24,13 +24,14 @@ from mgota.core.record import Outcome
 from mgota.device import Device
 from mgota.errors import OtaError, UpdateRunningError
 from mgota.flash.files import FileLock
-from mgota.flash.targets.table import Target
-from mgota.flash.targets.virtual import virtual_target
 from mgota.flash.virtual import VirtualReset, VirtualWatchdog
 from mgota.linux.environment import LAUNCHER, LOCK, STATE
 from mgota.linux.slots import FileSlots
 from mgota.linux.state import FileState
 from mgota.trial import boot_check, run_trial
+
+if TYPE_CHECKING:
+    from mgota.flash.targets.table import Target
 
 log = logging.getLogger("mgota.virtual")
 
@@ -71,7 +72,7 @@ def two_slots(directory: Path, **options: Any) -> VirtualDevice:
     return VirtualDevice(device=device, latch=slots.boot, reset=reset, watchdog=watchdog, power=power)
 
 
-def chip(target: Target, flash: Path, state: Path, **options: Any) -> VirtualDevice:
+def chip(target: "Target", flash: Path, state: Path, **options: Any) -> VirtualDevice:
     """A chip of the table. Blocks.
 
     Args:
@@ -80,6 +81,8 @@ def chip(target: Target, flash: Path, state: Path, **options: Any) -> VirtualDev
         state: the boot record; a journal of the gateway lies beside it, as STATE.journal.
         options: further arguments of `Device`.
     """
+    from mgota.flash.targets.virtual import virtual_target  # noqa: PLC0415  `serve --slots` stays small without
+
     reset = VirtualReset()
     found = virtual_target(target, flash, journal=state.with_name(f"{state.name}.journal"), reset=reset)
     parts: dict[str, Any] = {
