@@ -16,13 +16,11 @@ from anyio import CancelScope, to_thread
 
 from mgota.core.geometry import Area, Geometry, Slot
 from mgota.errors import FlashError, ReadError, SelectError, TooLargeError
+from mgota.flash.areas import extent_of, read_slot
 from mgota.flash.files import replace_file
 from mgota.flash.simulator import Kind, Operations
 from mgota.flash.writer import NorWriter
 from mgota.ports import Flushable, Resetter
-
-SCAN = 1 << 16
-"""Bytes that are read at once when a bank is searched for anything not blank."""
 
 WORD = 4
 """Bytes of an option register."""
@@ -197,14 +195,7 @@ class BankedFlash:
         Raises:
             ReadError: it could not be read.
         """
-        area, geometry = self._areas[slot], self._flash.geometry
-        scan = max(SCAN // geometry.program_unit, 1) * geometry.program_unit
-        blank = geometry.blank(scan)
-        for offset in range(area.start, area.end, scan):
-            size = min(scan, area.end - offset)
-            if await self._flash.read(offset, size) != blank[:size]:
-                return area.length
-        return 0
+        return await extent_of(self._flash, self._areas[slot])
 
     async def read(self, slot: Slot, offset: int, size: int) -> bytes:
         """Exactly `size` bytes of `slot`, counted from its start.
@@ -212,10 +203,7 @@ class BankedFlash:
         Raises:
             ReadError: they could not be read, or are not all in the slot.
         """
-        area = self._areas[slot]
-        if offset < 0 or size < 0 or offset + size > area.length:
-            raise ReadError(f"{size} bytes at {offset:#x} are not all inside slot {slot}")
-        return await self._flash.read(area.start + offset, size)
+        return await read_slot(self._flash, slot, self._areas[slot], offset, size)
 
     async def select(self, slot: Slot) -> None:
         """Make this slot the one that boots; nothing to do if it is. Otherwise the chip resets.

@@ -18,7 +18,8 @@ from mgota.core.geometry import Area, Slot
 from mgota.core.nor import Job
 from mgota.core.recordlog import Kind, RecordLog
 from mgota.core.swap import ChipJournal, HostJournal, Phase, SwapLayout, SwapState
-from mgota.errors import ConfigError, FlashError, ReadError, TooLargeError
+from mgota.errors import ConfigError, FlashError, TooLargeError
+from mgota.flash.areas import extent_of, read_slot
 from mgota.flash.jobs import Beside, carry_out
 from mgota.flash.writer import NorWriter
 from mgota.ports import Flushable
@@ -114,13 +115,8 @@ class CopiedFlash:
         Raises:
             ReadError: it could not be read.
         """
-        blank = self.layout.geometry.blank(self.layout.sector)
         async with self._lock:
-            area = await self._area(slot)
-            for offset in range(area.start, area.end, self.layout.sector):
-                if await self._flash.read(offset, self.layout.sector) != blank:
-                    return area.length
-        return 0
+            return await extent_of(self._flash, await self._area(slot))
 
     async def read(self, slot: Slot, offset: int, size: int) -> bytes:
         """Exactly `size` bytes of `slot`, counted from its start.
@@ -128,11 +124,8 @@ class CopiedFlash:
         Raises:
             ReadError: they could not be read, or are not all in the slot.
         """
-        if offset < 0 or size < 0 or offset + size > self.layout.max_image:
-            raise ReadError(f"{size} bytes at {offset:#x} are not all inside slot {slot}")
         async with self._lock:
-            area = await self._area(slot)
-            return await self._flash.read(area.start + offset, size)
+            return await read_slot(self._flash, slot, await self._area(slot), offset, size)
 
     async def select(self, slot: Slot) -> None:
         """Bring this slot's image to the base; nothing to do if it is there.

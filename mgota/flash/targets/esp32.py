@@ -29,7 +29,8 @@ from mgota.core.geometry import Slot, uniform
 from mgota.core.nor import Job
 from mgota.core.otadata import ENTRY_SIZE, decode_entry
 from mgota.core.otaselect import OtaPlace, read_entries, recover, select, selected_slot, settle
-from mgota.errors import ConfigError, FlashError, ReadError, TooLargeError
+from mgota.errors import ConfigError, FlashError, TooLargeError
+from mgota.flash.areas import extent_of, read_slot
 from mgota.flash.files import FileLock, replace_file
 from mgota.flash.jobs import carry_out
 from mgota.flash.simulator import NorSimulator
@@ -42,8 +43,8 @@ log = logging.getLogger("mgota.flash.esp32")
 SIZE = 4 << 20
 """Bytes of the commonest flash memory."""
 
-SCAN = 1 << 16
-"""Bytes that are read at once when a slot is searched for anything not blank."""
+PIECE = 1 << 16
+"""Bytes of a new chip's file that are written at once."""
 
 _NUMBERS = {Slot.A: 0, Slot.B: 1}
 
@@ -155,12 +156,7 @@ class EspFlash:
         Raises:
             ReadError: it could not be read.
         """
-        area = self._areas[slot]
-        for offset in range(area.start, area.end, SCAN):
-            size = min(SCAN, area.end - offset)
-            if await self._flash.read(offset, size) != self._flash.geometry.blank(size):
-                return area.length
-        return 0
+        return await extent_of(self._flash, self._areas[slot])
 
     async def read(self, slot: Slot, offset: int, size: int) -> bytes:
         """Exactly `size` bytes of `slot`, counted from its start.
@@ -168,10 +164,7 @@ class EspFlash:
         Raises:
             ReadError: they could not be read, or are not all in the slot.
         """
-        area = self._areas[slot]
-        if offset < 0 or size < 0 or offset + size > area.length:
-            raise ReadError(f"{size} bytes at {offset:#x} are not all inside slot {slot}")
-        return await self._flash.read(area.start + offset, size)
+        return await read_slot(self._flash, slot, self._areas[slot], offset, size)
 
     async def select(self, slot: Slot) -> None:
         """Make this slot the one that boots, from the next reset on; nothing to do if it is.
@@ -257,8 +250,8 @@ def _make(path: Path, size: int) -> None:
 
     def content() -> Iterator[bytes]:
         yield b"\xff" * TABLE_OFFSET + table
-        blank = b"\xff" * SCAN
-        for done in range(TABLE_OFFSET + len(table), size, SCAN):
+        blank = b"\xff" * PIECE
+        for done in range(TABLE_OFFSET + len(table), size, PIECE):
             yield blank[: size - done]
 
     try:
