@@ -11,42 +11,24 @@ says what to do and whose message is the device's own line. Rules:
 - nothing is tried again: whoever calls knows whether it is worth it.
 """
 
-import os
 import ssl
 from base64 import b64encode
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, Final, cast
 
 import h11
-from anyio import to_thread
 
-from mgota.errors import ConfigError, EmptyImageError, TransferError
+from mgota.errors import ConfigError, TransferError
+from mgota.outgoing import Image, Progress, Source, is_status
 from mgota.transports.http.client import Answer, Client, connected, parse_url
+
+__all__ = ["LEAVE", "PIECE", "Image", "Progress", "Remote", "push"]
 
 PIECE: Final = 256 * 1024
 """Bytes that are read from the image and sent at a time: the step of the progress."""
 
 LEAVE: Final = 1.0
 """Seconds to wait for `100 Continue`: curl's."""
-
-Image = Path | bytes | BinaryIO
-"""The path of a file, the bytes themselves, or a binary file that can be sought."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a push is.
-
-    Args:
-        sent: bytes of the image that were sent.
-        size: bytes of the image.
-    """
-
-    sent: int
-    size: int
 
 
 def push(
@@ -111,16 +93,16 @@ class Remote:
             BusyError: the device is at something else.
             ConfigError: the device does not let us, or the image cannot be read.
         """
-        file, size = await to_thread.run_sync(_opened, image)
         sent = 0
-        with file:
+        with await Source.open(image) as source:
+            size = source.size
             async with connected(self._place, self._context, self._timeout) as stream:
                 client = Client(stream, self._timeout)
                 await client.begin(self._request("POST", self._place.update, (b"Expect", b"100-continue"), body=size))
                 yield Progress(0, size)
                 goes_on = await client.proceeds(LEAVE)
                 while goes_on and sent < size:
-                    piece = await to_thread.run_sync(_read, file, min(PIECE, size - sent))
+                    piece = await source.read(min(PIECE, size - sent))
                     goes_on = await client.write(piece)
                     sent += len(piece)
                     if goes_on:
@@ -137,7 +119,7 @@ class Remote:
             OtaError: it did not tell; see `push`.
         """
         found = await self.get(self._place.prefix + "/status")
-        if not _is_status(found):
+        if not is_status(found):
             raise TransferError("what answers there is no mgota device: its status makes no sense")
         return found
 
@@ -202,48 +184,3 @@ def _authorization(token: str | None, user: tuple[str, str] | None) -> list[tupl
     if user is not None:
         return [(b"Authorization", b"Basic " + b64encode(":".join(user).encode()))]
     return []
-
-
-def _opened(image: Image) -> tuple[BinaryIO, int]:
-    try:
-        if isinstance(image, Path):
-            file: BinaryIO = image.open("rb")
-        else:
-            file = BytesIO(image) if isinstance(image, bytes) else image
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-    except OSError as exc:
-        raise ConfigError(f"the image cannot be read: {exc.strerror}") from exc
-    if not size:
-        file.close()
-        raise EmptyImageError("the image is empty")
-    return file, size
-
-
-def _read(file: BinaryIO, size: int) -> bytes:
-    try:
-        piece = file.read(size)
-    except OSError as exc:
-        raise ConfigError(f"the image cannot be read: {exc.strerror}") from exc
-    if not piece:
-        raise ConfigError("the image became shorter while it was sent")
-    return piece
-
-
-def _is_status(found: dict[str, Any]) -> bool:
-    """Whether the members that a reader goes into are of their kinds."""
-    images = all(
-        image is None or _has(image, sha256=str, size=int) for image in (found.get("image"), found.get("staged"))
-    )
-    trial, update = found.get("trial"), found.get("update")
-    return (
-        isinstance(found.get("state"), str)
-        and images
-        and (trial is None or _has(trial, seconds_left=int | float))
-        and (update is None or _has(update, received=int, size=int))
-    )
-
-
-def _has(value: object, **members: Any) -> bool:
-    known = cast(dict[str, object], value) if isinstance(value, dict) else {}
-    return all(isinstance(known.get(name), kind) for name, kind in members.items())
