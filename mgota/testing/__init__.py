@@ -35,6 +35,12 @@ all of it in one file.
 replays every state that a crash may leave:
 
     every_crash(action, check, workspace)
+
+**Does it survive a bad network?** `fault_proxy` stands before a real server and cuts, resets, stalls, delays, throttles
+and duplicates at the bytes that a script names:
+
+    async with fault_proxy("127.0.0.1", 8000, [[Fault.cut(1000)], [Fault.reset(0)]]) as proxy:
+        await my_client(proxy.port)
 """
 
 from mgota.flash.simulator import Cell, Kind, NorSimulator, Operation, Operations, Register
@@ -48,6 +54,7 @@ from mgota.testing.cuts import every_power_cut
 from mgota.testing.faults import BadFlash, Flaw
 from mgota.testing.jobs import carry_out_now
 from mgota.testing.power import ALL_MODES, CutMode, PowerCut, PowerSupply
+from mgota.testing.proxy import Effect, Fault, FaultProxy, Way, fault_proxy
 from mgota.testing.recorder import FileRecorder
 from mgota.testing.report import Brick, Cut, Life, Report
 
@@ -63,6 +70,9 @@ __all__ = [
     "CrashStates",
     "Cut",
     "CutMode",
+    "Effect",
+    "Fault",
+    "FaultProxy",
     "FileRecorder",
     "Flaw",
     "Kind",
@@ -78,10 +88,12 @@ __all__ = [
     "Restarted",
     "VirtualReset",
     "VirtualWatchdog",
+    "Way",
     "carry_out_now",
     "check_flash_backend",
     "check_nor_flash",
     "check_state_store",
     "every_crash",
     "every_power_cut",
+    "fault_proxy",
 ]
