@@ -11,6 +11,9 @@ The second level answers the caller's only question: *what should I do?*
     │   ├── DigestError             what is stored is not what was announced
     │   ├── WrongImageError         the request names another image than the running one
     │   ├── WrongHardwareError      the image was made for another chip, or another address
+    │   ├── MalformedError          a message from outside is not what it should be
+    │   │   └── ManifestError           a manifest that is malformed, contradicts itself or has expired
+    │   ├── DowngradeError          older than this device may go back to
     │   └── RollbackRefusedError    there is no whole and proven image to go back to
     ├── TransferError           a retry may help
     │   ├── TruncatedError          fewer bytes than declared
@@ -79,6 +82,18 @@ class WrongImageError(RejectedError):
 
 class WrongHardwareError(RejectedError):
     """The image was made for another chip, or for another place in its memory."""
+
+
+class MalformedError(RejectedError):
+    """A message from outside is not what it should be: JSON, base64, a field."""
+
+
+class ManifestError(MalformedError):
+    """A manifest that is malformed, contradicts itself, or has expired."""
+
+
+class DowngradeError(RejectedError):
+    """The image is older than the floor: the lowest version or sequence that may be installed."""
 
 
 class RollbackRefusedError(RejectedError):

@@ -19,13 +19,11 @@ from hashlib import sha256
 from mgota.core.checksum import CRC32, checksum
 from mgota.core.inspect import Inspect
 from mgota.core.keys import RAW_SIZE, PublicKey
+from mgota.core.version import MAX_VERSION
 from mgota.errors import BadSignatureError, ConfigError, UnsignedError, VerifyError
 
 _MGSG = b"MGSG"
 _TAG = b"MG_VERSION:"
-MAX_VERSION = 64
-"""Characters of the longest version that a tag may name."""
-
 _VERSION = re.compile(rb"MG_VERSION:([!-~]{1,%d})\0" % MAX_VERSION)
 _TAG_SPAN = len(_TAG) + MAX_VERSION + 1
 

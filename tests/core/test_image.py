@@ -8,8 +8,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from hypothesis import given, strategies as st
 
-from mgota.core.image import MAX_VERSION, ImageScan, Trailer, Verifier, attach, signed_name
+from mgota.core.image import ImageScan, Trailer, Verifier, attach, signed_name
 from mgota.core.keys import PrivateKey, PublicKey
+from mgota.core.version import MAX_VERSION
 from mgota.errors import BadSignatureError, ConfigError, OtaError, UnsignedError, VerifyError
 
 KEY, OTHER, THIRD = (PrivateKey.generate() for _ in range(3))
