@@ -1,0 +1,1 @@
+"""MQTT: the device, and what sends to it."""

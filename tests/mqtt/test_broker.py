@@ -1,0 +1,185 @@
+"""The connection to a broker: from a URL, with TLS and passwords, and how it ends."""
+
+import contextlib
+import gc
+import ssl
+from pathlib import Path
+
+import anyio
+import pytest
+from mosquitto import Mosquitto, free_ports
+
+from mgota.errors import ConfigError, TransferError
+from mgota.transports.mqtt.broker import Broker, Message, Version, Will, backoff, connected
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.program("mosquitto")]
+
+
+class Mailbox:
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    async def wait(self, count: int = 1) -> list[Message]:
+        with anyio.fail_after(10):
+            while len(self.messages) < count:
+                await anyio.sleep(0.005)
+        return self.messages
+
+
+@pytest.mark.parametrize("version", ["3.1.1", "5"])
+async def test_what_is_published_is_delivered(mosquitto: Mosquitto, version: Version) -> None:
+    broker = Broker.from_url(f"{mosquitto.url}/site/one/7", version=version)
+    assert broker.topic("rx") == "site/one/7/rx"
+    box = Mailbox()
+    async with connected(broker, box.messages.append) as link:
+        await link.subscribe(broker.topic("rx"))
+        await link.publish(broker.topic("rx"), b"one", qos=1)
+        await link.publish(broker.topic("rx"), b"two")
+        await link.publish(broker.topic("rx"), b"", qos=1)
+        assert await box.wait(3) == [Message("site/one/7/rx", data, retain=False) for data in (b"one", b"two", b"")]
+
+
+async def test_what_was_retained_says_so(mosquitto: Mosquitto) -> None:
+    broker = Broker.from_url(f"{mosquitto.url}/mg/123")
+    box = Mailbox()
+    async with connected(broker, box.messages.append) as link:
+        await link.publish(broker.topic("status"), b"there", qos=1, retain=True)
+    async with connected(broker, box.messages.append) as link:
+        await link.subscribe(broker.topic("status"))
+        assert await box.wait() == [Message("mg/123/status", b"there", retain=True)]
+
+
+async def test_a_broker_that_goes_is_noticed_and_the_will_is_published(mosquitto: Mosquitto) -> None:
+    broker = Broker.from_url(f"{mosquitto.url}/mg/123")
+    box = Mailbox()
+    async with connected(broker, box.messages.append) as link:
+        mosquitto.stop()
+        with pytest.raises(TransferError, match="broke"), anyio.fail_after(10):
+            await link.closed()
+    with pytest.raises(TransferError, match="cannot be reached"):
+        async with connected(broker, box.messages.append):
+            pass
+    mosquitto.start()
+    will = Will(broker.topic("status"), b"gone")
+    async with connected(broker, box.messages.append) as watcher:
+        await watcher.subscribe(broker.topic("status"))
+        with contextlib.suppress(TransferError):
+            async with (
+                connected(broker, box.messages.append, will=will, identifier=broker.identifier) as first,
+                # The same device again: the broker ends the first connection.
+                connected(broker, box.messages.append, identifier=broker.identifier),
+            ):
+                with pytest.raises(TransferError), anyio.fail_after(10):
+                    await first.closed()
+        assert (await box.wait())[0].payload == b"gone"
+
+
+async def test_passwords(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path / "m", users={"joe": "pass:word"}) as mosquitto:
+        url = f"{mosquitto.url}/mg/123"
+        box = Mailbox()
+        for version in ("3.1.1", "5"):
+            async with connected(Broker.from_url(url, user=("joe", "pass:word"), version=version), box.messages.append):
+                pass
+            for user in (None, ("joe", "wrong"), ("", "x")):
+                with pytest.raises(ConfigError) as caught:
+                    async with connected(Broker.from_url(url, user=user, version=version), box.messages.append):
+                        pass
+                assert "wrong" not in str(caught.value)
+        async with connected(Broker.from_url(url.replace("//", "//joe:pass%3Aword@")), box.messages.append):
+            pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_tls_and_client_certificates(tmp_path: Path, pki: Path) -> None:
+    box = Mailbox()
+    with Mosquitto(tmp_path / "m", pki=pki, client_certificates=True) as mosquitto:
+        url = f"{mosquitto.tls_url}/mg/123"
+        context = ssl.create_default_context(cafile=pki / "ca.pem")
+        context.load_cert_chain(pki / "client.pem")
+        broker = Broker.from_url(url, ssl_context=context)
+        async with connected(broker, box.messages.append) as link:
+            await link.subscribe(broker.topic("rx"))
+            await link.publish(broker.topic("rx"), b"secret" * 10_000, qos=1)
+            assert (await box.wait())[0].payload == b"secret" * 10_000
+        with pytest.raises(TransferError, match="want a client's certificate"):
+            async with connected(
+                Broker.from_url(url, ssl_context=ssl.create_default_context(cafile=pki / "ca.pem")), box.messages.append
+            ):
+                pass
+        with pytest.raises(TransferError, match="certificate"):  # the system does not trust it
+            async with connected(Broker.from_url(url), box.messages.append):
+                pass
+    gc.collect()  # paho leaves the socket of a handshake that failed to the collector, which says so
+
+
+async def test_connecting_can_be_given_up_and_leaves_nothing_behind() -> None:
+    (port,) = free_ports(1)
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port)
+    async with listener:  # takes the connection, and never answers
+        broker = Broker.from_url(f"mqtt://127.0.0.1:{port}/mg/123", timeout=0.3)
+        with anyio.move_on_after(0.1) as scope:
+            async with connected(broker, print):
+                pass
+        assert scope.cancelled_caught
+        with pytest.raises(TransferError, match="timed out"):
+            async with connected(broker, print):
+                pass
+        with anyio.move_on_after(0) as scope:
+            async with connected(broker, print):
+                pass
+    await anyio.sleep(0.1)  # unclosed sockets and tasks are errors here
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "mqtt://",
+        "mqtt://h",
+        "mqtt://h/",
+        "mqtt://h/device",
+        "mqtt://h/root/",
+        "mqtt://h//device",
+        "mqtt://h/a//b",
+        "mqtt://h/a/+",
+        "mqtt://h/%23/b",
+        "mqtt://h/$SYS/b",
+        "mqtt://h/a%00/b",
+        "mqtt://h/a/b?x=1",
+        "mqtt://h/a/b#f",
+        "mqtt://h:0/a/b",
+        "mqtt://h:65536/a/b",
+        "mqtt://h:x/a/b",
+        "mqtt://[::1/a/b",
+        "http://h/a/b",
+        "mqtt://:pw@h/a/b" + "c" * 600,
+    ],
+)
+async def test_what_is_no_url_of_a_device(url: str) -> None:
+    with pytest.raises(ConfigError):
+        Broker.from_url(url)
+
+
+async def test_what_a_broker_is() -> None:
+    broker = Broker.from_url("mqtts://joe:s3cret@[::1]/r/d")
+    assert (broker.host, broker.port, broker.root, broker.device) == ("::1", 8883, "r", "d")
+    assert broker.user == ("joe", "s3cret")
+    assert "s3cret" not in repr(broker)
+    assert str(broker) == "mqtts://[::1]:8883/r/d"
+    assert Broker.from_url("mqtt://h/r/d").port == 1883
+    assert broker.identifier == Broker.from_url("mqtt://other/r/d").identifier
+    assert broker.identifier != Broker.from_url("mqtt://h/r/e").identifier
+    assert len(broker.identifier) == 23
+    assert broker.identifier.isalnum()
+    for options in ({"version": "4"}, {"keepalive": 0}, {"timeout": 0.0}):
+        with pytest.raises(ConfigError):
+            Broker.from_url("mqtt://h/r/d", **options)
+    with pytest.raises(ConfigError, match="mqtts"):
+        Broker.from_url("mqtt://h/r/d", ssl_context=ssl.create_default_context())
+
+
+async def test_waiting_grows_to_a_bound() -> None:
+    assert 0.25 <= backoff(1) <= 0.5
+    assert 15 <= backoff(1000) <= 30
+    assert 1 <= backoff(3) <= 2
