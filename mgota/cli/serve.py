@@ -46,6 +46,7 @@ from mgota.transports.http import serve as serve_http
 @click.option("--client-ca", type=FILE, metavar="PEM", help="Let in only who shows a certificate of this CA.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Answer to this name, too; may be repeated.")
 @click.option("--insecure", is_flag=True, help="Listen beyond loopback without any authentication.")
+@click.option("--page/--no-page", default=True, show_default=True, help="Show the updater page at / to browsers.")
 def serve(
     *,
     place: Place,
@@ -61,6 +62,7 @@ def serve(
     client_ca: Path | None,
     allow_host: tuple[str, ...],
     insecure: bool,
+    page: bool,
 ) -> None:
     """Be a virtual device: two slots as files, or a chip.
 
@@ -88,6 +90,7 @@ def serve(
             "ssl_context": context,
             "insecure": insecure,
             "allow_hosts": allow_host,
+            "page": "/" if page else None,
         }
         serving = partial(serve_http, listeners=[listener], **options)
         make = partial(place.device, verifier=verifier, window=window)

@@ -31,6 +31,9 @@ _REALM: Final = (
 )
 # Both at once: a tool sends a token, and a browser asks for name and password (RFC 6750, RFC 7617).
 
+_TOKEN_ONLY: Final = _REALM[:1]
+# To a script of the updater page, which asks by itself: at the word Basic a browser would put its own dialog before it.
+
 _MALFORMED: Final = b""
 # Presented, but unreadable. It is no digest, so it equals none.
 
@@ -191,12 +194,17 @@ def network(address: str) -> str:
     return address if plain is None else str(plain)
 
 
-def refusal_for(access: Access) -> Refusal | None:
-    """401 unless access was granted."""
+def refusal_for(access: Access, *, scripted: bool = False) -> Refusal | None:
+    """401 unless access was granted.
+
+    Args:
+        access: what authentication found.
+        scripted: whether a page's script asks, as `X-MGOTA: 1` says.
+    """
     if access is Access.GRANTED:
         return None
     reason = "authentication is required" if access is Access.MISSING else "wrong credentials"
-    return Refusal(401, reason, _REALM)
+    return Refusal(401, reason, _TOKEN_ONLY if scripted else _REALM)
 
 
 def too_many_failures(wait: float) -> Refusal:

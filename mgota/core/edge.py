@@ -4,7 +4,7 @@ The order is the meaning (security.md, "HTTP edge"); each step may refuse:
 
     framing      every route     head_fault, on the raw bytes
     Host         every route     admit
-    foreign page OTA routes      admit
+    foreign page OTA routes      admit; to the updater page, which holds nothing secret, a link may lead
     credentials  OTA routes      Credentials or the application's callback
     page's proof OTA routes      route
     route        OTA routes      route: 404, 405
@@ -21,7 +21,7 @@ from enum import Enum
 from typing import Final
 
 from mgota.core.http import Ends, Head, Refusal, error_refusal
-from mgota.core.origin import SAFE_METHODS, Hosts, foreign_page, unproven_page
+from mgota.core.origin import SAFE_METHODS, Hosts, foreign_page, is_navigation, unproven_page
 from mgota.errors import ConfigError, EmptyImageError, TooLargeError
 
 
@@ -34,6 +34,8 @@ class Action(Enum):
     STATUS = "status"
     APP = "app"
     """Something of the application that the OTA routes are mounted beside."""
+    PAGE = "page"
+    """The updater page, for a person with a browser."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,42 +75,59 @@ class Edge:
         legacy_get: let GET commit and roll back, as old dashboards do. A web page can make a browser send that.
         has_app: whether other paths belong to an application; otherwise there are none.
         allow_hosts: further names that the server answers to.
+        page: the path of the updater page, or None without one. It goes before the application's own.
 
     Raises:
-        ConfigError: the prefix or a name can never be in a request.
+        ConfigError: the prefix, the page or a name can never be in a request, or the page is among the OTA routes.
     """
 
     prefix: str = "/api/ota"
     legacy_get: bool = False
     has_app: bool = False
     allow_hosts: Iterable[str] = ()
+    page: str | None = None
     _hosts: Hosts = field(init=False)
 
     def __post_init__(self) -> None:
-        prefix = self.prefix
-        if not prefix.startswith("/") or prefix.endswith("/") or not prefix.isprintable() or set(prefix) & set("?# "):
-            raise ConfigError(f"{prefix!r} is not a path that routes could begin with")
+        if not _is_path(self.prefix) or self.prefix.endswith("/"):
+            raise ConfigError(f"{self.prefix!r} is not a path that routes could begin with")
+        if self.page is not None and not _is_path(self.page):
+            raise ConfigError(f"{self.page!r} is not a path that a page could have")
+        if self.page is not None and self._is_route(self.page):
+            raise ConfigError(f"{self.page} is among the OTA routes: the updater page needs another path")
         object.__setattr__(self, "_hosts", Hosts(self.allow_hosts))
 
+    def _is_route(self, path: str) -> bool:
+        return path == self.prefix or path.startswith(self.prefix + "/")
+
+    def is_page(self, head: Head) -> bool:
+        """Whether the request is for the updater page."""
+        return self.page is not None and head.path == self.page
+
     def guards(self, head: Head) -> bool:
-        """Whether authentication and the browser rules apply: to the OTA routes, and without an application to all."""
-        path = head.path
-        return not self.has_app or path == self.prefix or path.startswith(self.prefix + "/")
+        """Whether authentication and the browser rules apply.
+
+        To the OTA routes they do, and without an application to all but the updater page: that one asks for the
+        credentials, so it must be there before them.
+        """
+        return not self.is_page(head) and (not self.has_app or self._is_route(head.path))
 
     def admit(self, head: Head, ends: Ends) -> Refusal | None:
         """Whether the request may be looked at: it names this server, and no foreign page made it."""
         refusal = self._hosts.check(head, ends)
-        if refusal is None and self.guards(head):
+        if refusal is None and (self.guards(head) or (self.is_page(head) and not is_navigation(head))):
             refusal = foreign_page(head, secure=ends.secure)
         return refusal
 
     def _methods(self, action: Action) -> tuple[str, ...]:
-        if action is Action.STATUS:
+        if action in {Action.STATUS, Action.PAGE}:
             return ("GET", "HEAD")
         return ("GET", "POST") if self.legacy_get and action in _LEGACY else ("POST",)
 
     def route(self, head: Head) -> Decision | Refusal:
         """What an admitted and authenticated request asks for."""
+        if self.is_page(head):
+            return self._allowed(head, Action.PAGE) or Decision(Action.PAGE)
         if not self.guards(head):
             # CONNECT would turn the connection into something else; no server of ours is a proxy.
             return Refusal(501, "this is no proxy") if head.method == "CONNECT" else Decision(Action.APP)
@@ -120,10 +139,21 @@ class Edge:
             return refusal
         if action is None:
             return Refusal(404, "there is nothing here")
-        methods = self._methods(action)
-        if head.method not in methods:
-            return Refusal(405, f"use {' or '.join(methods)}", (("Allow", ", ".join(methods)),))
+        refusal = self._allowed(head, action)
+        if refusal is not None:
+            return refusal
         return _bound(head, action) if action is not Action.UPDATE else _sized(head)
+
+    def _allowed(self, head: Head, action: Action) -> Refusal | None:
+        """405 for a method that the route does not know."""
+        methods = self._methods(action)
+        if head.method in methods:
+            return None
+        return Refusal(405, f"use {' or '.join(methods)}", (("Allow", ", ".join(methods)),))
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith("/") and text.isascii() and text.isprintable() and not set(text) & set("?# ")
 
 
 def _sized(head: Head) -> Decision | Refusal:

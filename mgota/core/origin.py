@@ -144,6 +144,18 @@ def foreign_page(head: Head, *, secure: bool) -> Refusal | None:
     return None
 
 
+def is_navigation(head: Head) -> bool:
+    """Whether a person opens this in a tab of its own: by a link or an address, not inside of another page.
+
+    A browser says so with Sec-Fetch-Mode and Sec-Fetch-Dest (W3C Fetch Metadata, section 2).
+    """
+    return (
+        head.method in SAFE_METHODS
+        and head.values("sec-fetch-mode") == ["navigate"]
+        and head.values("sec-fetch-dest") == ["document"]
+    )
+
+
 def unproven_page(head: Head, *, changes: bool) -> Refusal | None:
     """403 when a browser asks for a change without a header field that a plain form cannot set.
 

@@ -174,3 +174,55 @@ def test_any_head_is_a_decision_or_a_refusal(
     elif decision.action is Action.UPDATE:
         assert method == "POST"
         assert decision.size > 0
+
+
+# The updater page.
+
+PAGE = Edge(page="/")
+FOREIGN = ("sec-fetch-site", "cross-site")
+BY_LINK = (("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document"))
+
+
+def admitted(edge: Edge, request: Head) -> int | None:
+    refusal = edge.admit(request, HERE)
+    return refusal.status if refusal else None
+
+
+def test_the_page_is_there_where_it_was_asked_for_and_nowhere_else() -> None:
+    assert route("GET", "/", edge=PAGE) == route("HEAD", "/?x", edge=PAGE) == Decision(Action.PAGE)
+    assert route("POST", "/", edge=PAGE) == 405
+    assert route("GET", "/") == 404
+    assert route("GET", "/index.html", edge=PAGE) == 404
+    assert route("GET", "/api/ota/status", edge=PAGE) == Decision(Action.STATUS)
+
+
+def test_the_page_goes_before_an_application() -> None:
+    beside = Edge(page="/update", has_app=True)
+    assert route("GET", "/update", edge=beside) == Decision(Action.PAGE)
+    assert route("GET", "/update/", edge=beside) == Decision(Action.APP)
+    assert route("POST", "/update", edge=beside) == 405
+
+
+def test_the_page_needs_no_credentials_and_everything_else_does() -> None:
+    for edge in (PAGE, Edge(page="/", has_app=True)):
+        assert not edge.guards(head("GET", "/"))
+        assert edge.guards(head("GET", "/api/ota/status"))
+    assert PAGE.guards(head("GET", "/x"))
+    assert Edge().guards(head("GET", "/"))
+
+
+def test_a_link_may_lead_to_the_page_and_no_other_page_may_use_it() -> None:
+    assert admitted(PAGE, head("GET", "/")) is None
+    assert admitted(PAGE, head("GET", "/", FOREIGN, *BY_LINK)) is None
+    assert admitted(PAGE, head("GET", "/", FOREIGN)) == 403  # an image, a script, a fetch
+    assert admitted(PAGE, head("GET", "/", FOREIGN, BY_LINK[0], ("sec-fetch-dest", "iframe"))) == 403
+    assert admitted(PAGE, head("POST", "/", FOREIGN, *BY_LINK)) == 403  # a form
+    assert admitted(PAGE, head("GET", "/", ("origin", "null"))) == 403
+    assert admitted(PAGE, head("GET", "/api/ota/status", FOREIGN, *BY_LINK)) == 403
+    assert admitted(PAGE, Head("GET", "/", (("host", "evil.example"), *BY_LINK))) == 421
+
+
+@pytest.mark.parametrize("page", ["", "page", "/a?b", "/a b", "/a#b", "/a\n", "/\u00e9", "/api/ota", "/api/ota/page"])
+def test_a_page_where_none_can_be(page: str) -> None:
+    with pytest.raises(ConfigError):
+        Edge(page=page)

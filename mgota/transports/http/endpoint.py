@@ -32,6 +32,7 @@ from mgota.session import OtaSession
 from mgota.transports.http.channel import Channel, PlainChannel, StreamChannel
 from mgota.transports.http.connection import Connection, Exchange
 from mgota.transports.http.message import App, Authenticator, Request, Response
+from mgota.transports.http.page import page_of_device
 from mgota.transports.http.tls import TlsChannel, check_context
 from mgota.transports.http.upload import upload
 from mgota.trial import check_commit, check_rollback, commit, rollback
@@ -44,6 +45,7 @@ OnFinished = Callable[[VerifiedImage | OtaError], Awaitable[Response | None]]
 
 _AUDITED: Final = frozenset({401, 403, 421, 429})
 _OK: Final = Response.line("ok")
+_LOOPBACK_ONLY: Final = Refusal(403, "no authentication is configured: only loopback connections are served")
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +75,8 @@ class OtaHttp:
         on_finished: told how an update ended.
         prefix: of the paths.
         activate: False stages an image: the application puts it on trial later (`Device.staged`).
+        page: where the updater page is, such as "/"; None without one. Who reaches the device may read it; to do
+            anything with it takes the credentials.
 
     Raises:
         ConfigError: an option contradicts itself.
@@ -92,6 +96,7 @@ class OtaHttp:
         on_finished: OnFinished | None = None,
         prefix: str = "/api/ota",
         activate: bool = True,
+        page: str | None = None,
     ) -> None:
         if ssl_context is not None:
             check_context(ssl_context)
@@ -105,7 +110,8 @@ class OtaHttp:
         self._activate = activate
         self._budget = FailureBudget()
         names = (*allow_hosts, *_own_names())
-        self._edge = Edge(prefix=prefix, legacy_get=legacy_get, has_app=app is not None, allow_hosts=names)
+        self._edge = Edge(prefix=prefix, legacy_get=legacy_get, has_app=app is not None, allow_hosts=names, page=page)
+        self._page = Response.line("there is nothing here", 404) if page is None else page_of_device(prefix)
 
     def may_listen_on(self, address: str | None) -> bool:
         """Whether connections to this address of ours may be served: without authentication, only loopback.
@@ -176,6 +182,8 @@ class OtaHttp:
                 case Action.STATUS:
                     status = await self.device.status()
                     return await self._reply(exchange, ends, Response.json(status.as_dict()))
+                case Action.PAGE:
+                    return await self._reply(exchange, ends, self._page)
                 case Action.APP:
                     return await self._run_app(exchange, ends)
                 case Action.UPDATE:
@@ -202,6 +210,8 @@ class OtaHttp:
         refusal = self._edge.admit(head, ends)
         if refusal is None and self._edge.guards(head):
             refusal = await self._authenticate(exchange, ends)
+        elif refusal is None and self._edge.is_page(head) and not self.may_listen_on(ends.own):
+            refusal = _LOOPBACK_ONLY
         decision = refusal or self._edge.route(head)
         if isinstance(decision, Decision) and decision.action is Action.UPDATE:
             return too_large(decision, await self.device.flash.capacity()) or decision
@@ -209,7 +219,7 @@ class OtaHttp:
 
     async def _authenticate(self, exchange: Exchange, ends: Ends) -> Refusal | None:
         if not self.may_listen_on(ends.own):
-            return Refusal(403, "no authentication is configured: only loopback connections are served")
+            return _LOOPBACK_ONLY
         if self._auth is None:
             return None
         head = exchange.head
@@ -225,7 +235,7 @@ class OtaHttp:
             access = Access.WRONG if presents else Access.MISSING
         if access is Access.WRONG:
             self._budget.fail(ends.peer, anyio.current_time())
-        return refusal_for(access)
+        return refusal_for(access, scripted=head.values("x-mgota") == ["1"])
 
     async def _run_app(self, exchange: Exchange, ends: Ends) -> bool:
         if self._app is None:  # pragma: no cover  the edge has no such route then

@@ -155,6 +155,7 @@ async def serve(
     on_finished: OnFinished | None = None,
     prefix: str = "/api/ota",
     activate: bool = True,
+    page: str | None = None,
 ) -> AsyncGenerator[Server]:
     """Serve the OTA routes of a device while the block runs.
 
@@ -173,6 +174,7 @@ async def serve(
         on_finished: told how an update ended.
         prefix: of the paths.
         activate: False stages an image for later.
+        page: where the updater page is, such as "/"; None without one.
 
     Raises:
         ConfigError: an option contradicts itself, the address cannot be listened on, or it is open to the network and
@@ -190,7 +192,17 @@ async def serve(
         on_finished=on_finished,
         prefix=prefix,
         activate=activate,
+        page=page,
     )
+    async with _running(endpoint, host, port, listeners) as server:
+        yield server
+
+
+@asynccontextmanager
+async def _running(
+    endpoint: OtaHttp, host: str, port: int, listeners: Sequence[socket.socket]
+) -> AsyncGenerator[Server]:
+    """A server at work, on the sockets given or on its own."""
     failure: Exception | None = None
     with ExitStack() as stack:
         sockets = _taken(endpoint, listeners) if listeners else await _bound(endpoint, host, port, stack)
