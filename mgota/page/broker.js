@@ -1,0 +1,306 @@
+/* Devices behind an MQTT broker, over WebSockets: ROOT/DEVICE/rx goes to a device, /tx comes from it, /status is its
+   retained presence. What comes from there is anybody's: it is bounded, checked, and only ever shown as text. */
+"use strict";
+
+(function (mgota) {
+  const PATIENCE = 8000; // milliseconds to wait for an answer
+  const MOST_DEVICES = 1000;
+  const LARGEST = 65536; // bytes of a message that is looked at
+  const SLOWEST = 8000; // milliseconds between two tries to reach the broker again
+
+  const seconds = () => performance.now() / 1000;
+  const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const random = (length) => hex(crypto.getRandomValues(new Uint8Array(length)));
+  const refuse = (message, wrong) => {
+    throw new mgota.Refusal(message, wrong);
+  };
+
+  /** JSON of a message, or null. */
+  function parse(payload) {
+    if (payload.length > LARGEST) return null;
+    try {
+      const value = JSON.parse(new TextDecoder().decode(payload));
+      return typeof value === "object" ? value : null;
+    } catch {
+      return null;
+    }
+  }
+
+  /** What is wrong with the way to a broker is found before anything is tried. */
+  function checked({ url, root }) {
+    let parsed;
+    try {
+      parsed = new URL(url);
+    } catch {
+      refuse("The address is not a URL: it begins with wss:// or ws://.", "url");
+    }
+    if (!/^wss?:$/.test(parsed.protocol)) refuse("A page reaches a broker over WebSockets only: the address begins with wss:// or ws://.", "url");
+    if (parsed.username || parsed.password) refuse("User and password have fields of their own.", "url");
+    if (location.protocol === "https:" && parsed.protocol === "ws:") refuse("A page that came over https may only use wss://.", "url");
+    if (!root || /[+#\0]/.test(root) || root.startsWith("/") || root.endsWith("/")) refuse("The root topic is a name such as mgota, without + and # and without a slash at its ends.", "root");
+  }
+
+  /** One broker. onDevices() and onState(connected) tell of changes. */
+  class Broker {
+    constructor({ url, root, user, password }, { onDevices, onState }) {
+      checked({ url, root });
+      this.url = url;
+      this.root = root;
+      this.devices = new Map(); // name -> {online, version}
+      this.connected = false;
+      this._login = user ? { username: user, password } : {};
+      this._links = new Map();
+      this._onDevices = onDevices;
+      this._onState = onState;
+    }
+
+    /** Reach it, once. From then on it is reached again whenever it is lost. */
+    async open() {
+      this._client = mqtt.connect(this.url, {
+        ...this._login,
+        clientId: `mgota-page-${random(8)}`,
+        protocolVersion: 4,
+        clean: true,
+        reconnectPeriod: 0,
+        connectTimeout: PATIENCE,
+        queueQoSZero: false,
+        resubscribe: false,
+        timerVariant: "native",
+      });
+      this._client.on("message", (topic, payload) => this._heard(topic, payload));
+      await new Promise((resolve, reject) => {
+        let why = `No broker answers at ${this.url}. Is this its WebSocket listener?`;
+        this._client.on("error", (error) => {
+          if ([4, 5].includes(error.code)) why = "The broker does not accept this user and password.";
+        });
+        this._client.once("close", () => reject(new mgota.Refusal(why, "url")));
+        this._client.once("connect", resolve);
+      }).catch((error) => {
+        this.close();
+        throw error;
+      });
+      if (!(await this._subscribe())) {
+        this.close();
+        refuse(`The broker does not let this user listen below ${this.root}.`, "root");
+      }
+      this._client.removeAllListeners("close");
+      this._client.on("connect", () => this._subscribe());
+      this._client.on("close", () => this._lost());
+    }
+
+    /** Whether the broker lets us listen. If the connection breaks meanwhile, the next one tries again. */
+    async _subscribe() {
+      const topics = [`${this.root}/+/status`, `${this.root}/+/tx`];
+      const granted = await this._client.subscribeAsync(topics, { qos: 1 }).catch(() => null);
+      if (!granted || granted.some(({ qos }) => qos > 2)) return false;
+      this._client.options.reconnectPeriod = 500;
+      this._turn(true);
+      return true;
+    }
+
+    _lost() {
+      const period = this._client.options.reconnectPeriod;
+      this._client.options.reconnectPeriod = Math.min(period * (1.5 + Math.random()), SLOWEST);
+      // Who is there is told anew after the next connection; a broker that restarted may have forgotten somebody.
+      for (const device of this.devices.values()) device.online = false;
+      if (this.connected) this._turn(false);
+    }
+
+    _turn(connected) {
+      this.connected = connected;
+      for (const link of this._links.values()) link.turned();
+      this._onDevices();
+      this._onState(connected);
+    }
+
+    close() {
+      this._client?.removeAllListeners();
+      this._client?.on("error", () => {});
+      this._client?.end(true);
+      this.connected = false;
+    }
+
+    /** The way to a device. */
+    link(name) {
+      if (!this._links.has(name)) this._links.set(name, new MqttLink(this, name));
+      return this._links.get(name);
+    }
+
+    online(name) {
+      return this.connected && this.devices.get(name)?.online === true;
+    }
+
+    send(name, message, qos) {
+      if (!this.connected) return;
+      this._client.publish(`${this.root}/${name}/rx`, JSON.stringify(message), { qos }, () => {});
+    }
+
+    _heard(topic, payload) {
+      if (!topic.startsWith(`${this.root}/`)) return;
+      const [name, kind, ...more] = topic.slice(this.root.length + 1).split("/");
+      if (!name || more.length) return;
+      if (kind === "status") this._present(name, payload);
+      else if (kind === "tx" && this._links.has(name)) this._links.get(name).receive(parse(payload));
+    }
+
+    _present(name, payload) {
+      const params = parse(payload)?.params;
+      if (!payload.length) {
+        this.devices.delete(name); // somebody removed what it had left behind
+      } else if (params && (this.devices.has(name) || this.devices.size < MOST_DEVICES)) {
+        const version = mgota.line(params.firmware_version, 64);
+        this.devices.set(name, { online: params.status === "online", version });
+      } else {
+        return;
+      }
+      this._links.get(name)?.turned();
+      this._onDevices();
+    }
+  }
+
+  async function base64(blob) {
+    const bytes = new Uint8Array(await blob.arrayBuffer());
+    return btoa(String.fromCharCode(...bytes));
+  }
+
+  /** One device. It does what an HttpLink does. */
+  class MqttLink {
+    constructor(broker, name) {
+      this.name = name;
+      this.interval = 4;
+      this._broker = broker;
+      this._waiting = new Map(); // id -> function that takes the reply
+      this._id = crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
+      this._upload = null;
+    }
+
+    get online() {
+      return this._broker.online(this.name);
+    }
+
+    async status() {
+      const found = await this._call("ota.status", {});
+      if (typeof found !== "object" || found === null) refuse("The device's answer cannot be read.", "gone");
+      return found;
+    }
+
+    async act(what, sha256) {
+      await this._call(`ota.${what}`, sha256 ? { image: sha256 } : {});
+    }
+
+    _call(method, params) {
+      const id = this._id++;
+      return new Promise((resolve, reject) => {
+        const end = (settle, value) => {
+          clearTimeout(timer);
+          this._waiting.delete(id);
+          settle(value);
+        };
+        const fail = (message, wrong) => end(reject, new mgota.Refusal(message, wrong));
+        const timer = setTimeout(() => fail("The device does not answer.", "gone"), PATIENCE);
+        this._waiting.set(id, ({ result, error }) => {
+          if (!error) end(resolve, result);
+          else if (error.code === -32601) fail(`The device does not know ${method}.`);
+          else fail(mgota.refusedByDevice(error.code, error.message));
+        });
+        if (this._broker.connected) this._broker.send(this.name, { id, method, params }, 1);
+        else fail("The connection to the broker is lost.", "gone");
+      });
+    }
+
+    /** As HttpLink's; `onPause(text)` tells why nothing moves, or "" when it does again. */
+    update(file, { onProgress, onPause, signal }) {
+      const sender = new mgota.Sender(file.size, { newSession: () => random(12), firstId: this._id });
+      this._id += 0x10000000; // ids of its own
+      return new Promise((resolve, reject) => {
+        this._upload = new Upload(this._broker, this, file, sender, { onProgress, onPause, resolve, reject });
+        signal.addEventListener("abort", () => this._upload?.cancel());
+        this._upload.turned();
+      }).finally(() => {
+        this._upload = null;
+      });
+    }
+
+    /** Broker or device came or went. */
+    turned() {
+      this._upload?.turned();
+    }
+
+    receive(reply) {
+      if (!reply) return;
+      this._waiting.get(reply.id)?.(reply);
+      this._upload?.receive(reply);
+    }
+  }
+
+  /** An upload under way: what `Sender` decides, done. */
+  class Upload {
+    constructor(broker, link, file, sender, { onProgress, onPause, resolve, reject }) {
+      Object.assign(this, { broker, link, file, sender, onProgress, onPause });
+      this._end = (settle, value) => {
+        clearInterval(this._clock);
+        this._ended = true;
+        settle(value);
+      };
+      this._resolve = resolve;
+      this._reject = reject;
+      this._clock = setInterval(() => this._after(() => sender.tick(seconds())), 500);
+    }
+
+    turned() {
+      const online = this.link.online;
+      if (online !== this._online) {
+        this._online = online;
+        if (online) this.sender.connected(seconds());
+        else this.sender.disconnected();
+        const why = this.broker.connected ? "The device is offline." : "The connection to the broker is lost.";
+        this.onPause(online ? "" : `${why} The transfer goes on when it is back.`);
+      }
+      this._pump();
+    }
+
+    receive(reply) {
+      this._after(() => this.sender.receive(reply, seconds()));
+    }
+
+    cancel() {
+      if (!this._ended) this._end(this._reject, new mgota.Refusal("Cancelled. The device keeps running what it ran.", "cancelled"));
+    }
+
+    _after(step) {
+      if (this._ended) return;
+      step();
+      this.onProgress(this.sender.acked);
+      switch (this.sender.phase) {
+        case "done":
+        case "unsure":
+          this._end(this._resolve);
+          break;
+        case "failed":
+          this._end(this._reject, mgota.failedUpload(this.sender));
+          break;
+        default:
+          this._pump();
+      }
+    }
+
+    /** Send what may be sent, one after the other: reading the file takes its time. */
+    async _pump() {
+      if (this._pumping) return;
+      this._pumping = true;
+      try {
+        for (let next; !this._ended && (next = this.sender.take(seconds())); ) {
+          const { id, method, params, from, to } = next;
+          if (from !== undefined) params.chunk = await base64(this.file.slice(from, to));
+          this.broker.send(this.link.name, { id, method, params }, 0);
+        }
+      } catch {
+        this._end(this._reject, new mgota.Refusal("The file cannot be read any more. Choose it again."));
+      } finally {
+        this._pumping = false;
+      }
+    }
+  }
+
+  mgota.Broker = Broker;
+})((globalThis.mgota ??= {}));

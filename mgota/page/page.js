@@ -1,0 +1,547 @@
+/* The page itself: what a person sees and does. It shows what a link (http.js, broker.js) tells, in the words of words.js.
+   Rules: text from a device is set as text, never as markup; what changes by itself is announced, sparingly; the focus
+   moves only when a person has asked for something that takes its place. */
+"use strict";
+
+(function (mgota) {
+  const $ = (id) => document.getElementById(id);
+  const seconds = () => performance.now() / 1000;
+  const pause = (time) => new Promise((wake) => setTimeout(wake, time * 1000));
+
+  const SETTLE = 15; // seconds that a device may show its old state after an update that it accepted
+  const EFFECT = 30; // seconds until a commit or rollback must show
+  const AWAY = 60; // seconds without an answer until a person should look after the device
+  const LARGEST_SCAN = 64 * 1024 * 1024; // bytes of a file that are searched for a version
+
+  const state = {
+    link: null, // the device that is shown
+    status: null, // what it said last
+    working: false, // an update, commit or rollback of ours is under way
+    gone: null, // why the device does not answer, or null
+    trialEnds: null, // seconds on our clock
+    trialSpan: null,
+    broker: null,
+    file: null,
+    lookTimer: null,
+    turn: 0, // one more whenever another device is shown: answers for the last one are dropped
+  };
+
+  // --- Telling ----------------------------------------------------------------------------------------------------
+
+  function show(id, visible) {
+    $(id).hidden = !visible;
+  }
+
+  function put(id, text) {
+    if ($(id).textContent !== text) $(id).textContent = text;
+  }
+
+  /** For a screen reader only. */
+  function news(text) {
+    put("news", text);
+  }
+
+  function tell(id, text) {
+    for (const other of ["alert", "good"]) {
+      show(other, other === id && text !== "");
+      put(other, other === id ? text : "");
+    }
+  }
+  const trouble = (text) => tell("alert", text);
+  const success = (text) => tell("good", text);
+  const clear = () => tell("alert", "");
+
+  /** Ask before something that matters. The focus begins on the way out, and returns to where it was. */
+  function confirmed(title, text, yes) {
+    const dialog = $("confirm");
+    put("confirm-title", title);
+    put("confirm-text", text);
+    put("confirm-yes", yes);
+    dialog.returnValue = "";
+    dialog.showModal();
+    return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+  }
+  $("confirm-no").addEventListener("click", () => $("confirm").close("no"));
+  $("confirm-yes").addEventListener("click", () => $("confirm").close("yes"));
+
+  // --- Showing a device -------------------------------------------------------------------------------------------
+
+  function render() {
+    const { status, link, gone, working } = state;
+    show("device", link !== null && (status !== null || gone !== null));
+    if (!link) return;
+    put("device-title", link.name);
+    const view = status ? mgota.view(status) : null;
+    const badge = gone ? { kind: "", text: "Away" } : view?.badge ?? { kind: "", text: "" };
+    put("state", badge.text);
+    $("state").className = `badge ${badge.kind}`;
+    put("version", view ? view.version + (view.staged ? `; ${view.staged} waits to be started` : "") : "unknown");
+    put("image", view?.image ?? "unknown");
+    put("slot", view?.slot ?? "unknown");
+    put("last", view?.last ?? "unknown");
+    const trial = !gone && !working && view?.state === "trial";
+    show("trial", trial);
+    state.trialEnds = trial ? seconds() + view.secondsLeft : null;
+    if (trial) {
+      put("trial-title", `${view.version} is on trial`);
+      state.trialSpan = Math.max(state.trialSpan ?? 0, view.secondsLeft);
+    } else {
+      state.trialSpan = null;
+    }
+    countDown();
+    const idle = !working && !gone && view !== null;
+    show("update-form", !working && !trial && view !== null);
+    show("back", idle && view.mayReturn);
+    $("install").disabled = !(idle && view.mayInstall && state.file);
+    put("install-hint", hint(view));
+  }
+
+  function hint(view) {
+    if (state.gone) return state.gone;
+    if (!view?.mayInstall) return view?.why ?? "";
+    if (!state.file) return "";
+    const same = state.file.version !== null && state.file.version === state.status?.image?.version;
+    return same ? "The device runs this version already." : "";
+  }
+
+  function countDown() {
+    if (state.trialEnds === null) return;
+    const left = Math.max(0, state.trialEnds - seconds());
+    put(
+      "trial-text",
+      left > 0
+        ? `${mgota.duration(left)} left to keep it. Then the device goes back to its previous version by itself.`
+        : "The time is over: the device goes back to its previous version.",
+    );
+    $("trial-left").max = state.trialSpan;
+    $("trial-left").value = left;
+  }
+  setInterval(countDown, 1000);
+
+  // --- Looking at a device ----------------------------------------------------------------------------------------
+
+  function take(status) {
+    const before = state.status;
+    state.status = status;
+    state.gone = null;
+    if (before && !state.working) noticed(before, status);
+    render();
+  }
+
+  /** What happened without us. */
+  function noticed(before, now) {
+    if (before.trial && !now.trial && now.state === "CONFIRMED") {
+      if (now.outcome === "rolled_back") trouble(`The trial is over. The device went back to ${mgota.version(now.image)}: ${mgota.line(now.reason) || "it was not kept"}.`);
+      else if (now.outcome === "committed") success(`${mgota.version(now.image)} was kept.`);
+    } else if (!before.trial && now.trial) {
+      news(`${mgota.version(now.image)} is on trial.`);
+    }
+  }
+
+  function lost(error) {
+    if (error.wrong === "signin") return askToSignIn(error.message);
+    state.gone = error.message;
+    if (error.wrong !== "gone") trouble(error.message);
+    render();
+  }
+
+  /** One look; whether the device answered. */
+  async function look() {
+    const { link, turn } = state;
+    if (!link || (link.online === false && !state.working)) {
+      if (link) lost(new mgota.Refusal(state.broker?.connected ? "The device is offline." : "The connection to the broker is lost.", "gone"));
+      return false;
+    }
+    try {
+      const status = await link.status();
+      if (turn === state.turn) take(status);
+      return turn === state.turn;
+    } catch (error) {
+      if (turn === state.turn) lost(error);
+      return false;
+    }
+  }
+
+  function lookAgain(delay) {
+    clearTimeout(state.lookTimer);
+    state.lookTimer = setTimeout(async () => {
+      if (!state.working && state.link) await look();
+      if (state.link) lookAgain(state.trialEnds !== null ? 1 : state.link.interval);
+    }, delay * 1000);
+  }
+
+  async function choose(link) {
+    state.turn += 1;
+    Object.assign(state, { link, status: null, gone: null, trialSpan: null });
+    clear();
+    render();
+    await look();
+    lookAgain(link.interval);
+  }
+
+  // --- Installing -------------------------------------------------------------------------------------------------
+
+  async function pick(blob) {
+    if (!blob) return;
+    state.file = { blob, version: null };
+    put("file-name", `${mgota.line(blob.name, 80)}, ${mgota.size(blob.size)}`);
+    render();
+    if (blob.size === 0) {
+      state.file = null;
+      put("file-name", "This file is empty.");
+      return render();
+    }
+    const version = await versionOf(blob).catch(() => null);
+    if (state.file?.blob !== blob) return;
+    state.file.version = version;
+    put("file-name", `${mgota.line(blob.name, 80)}, ${mgota.size(blob.size)}${version ? `, version ${version}` : ""}`);
+    news(version ? `Chosen: version ${version}` : "Chosen: a file without a version");
+    render();
+  }
+
+  async function versionOf(blob) {
+    const finder = new mgota.VersionFinder();
+    for (let at = 0; at < Math.min(blob.size, LARGEST_SCAN); at += 1 << 20) {
+      if (finder.feed(new Uint8Array(await blob.slice(at, at + (1 << 20)).arrayBuffer()))) break;
+    }
+    return finder.version;
+  }
+
+  function progressBar(text, done = null, total = null) {
+    const bar = $("progress");
+    if (done === null) bar.removeAttribute("value");
+    else bar.value = total ? (100 * done) / total : 0;
+    put("progress-text", text);
+  }
+
+  /** Everything that a person starts: one at a time, and its trouble is told. */
+  async function work(doing) {
+    if (state.working) return;
+    state.working = true;
+    clear();
+    setBusy(true);
+    render();
+    try {
+      await doing();
+    } catch (error) {
+      if (!(error instanceof mgota.Refusal)) console.error(error);
+      if (error.wrong === "signin") askToSignIn(error.message);
+      else trouble(error instanceof mgota.Refusal ? error.message : "Something went wrong in this page. Load it again.");
+    } finally {
+      state.working = false;
+      setBusy(false);
+      show("sending", false);
+      render();
+      if (state.link && $("signin").hidden) {
+        await look();
+        lookAgain(1);
+      }
+    }
+  }
+
+  function setBusy(busy) {
+    $("device").setAttribute("aria-busy", String(busy));
+    for (const button of $("device-list").querySelectorAll("button")) button.disabled = busy;
+    $("disconnect").disabled = busy;
+  }
+
+  async function install() {
+    const { link, file } = state;
+    const before = await link.status();
+    take(before);
+    const now = mgota.view(before);
+    if (!now.mayInstall) throw new mgota.Refusal(now.why);
+    const abort = new AbortController();
+    const stop = () => abort.abort();
+    put("sending-title", `Installing ${file.version ?? mgota.line(file.blob.name, 80)}`);
+    progressBar("Beginning…", 0, 1);
+    show("sending", true);
+    show("cancel", true);
+    $("sending-title").focus();
+    $("cancel").addEventListener("click", stop);
+    const sent = { done: 0 };
+    try {
+      await link.update(file.blob, { ...meter(file.blob.size, sent), signal: abort.signal });
+    } catch (error) {
+      // A connection that breaks at the very end may have taken the device's yes with it.
+      if (error.wrong !== "broken" || sent.done < file.blob.size) throw error;
+    } finally {
+      $("cancel").removeEventListener("click", stop);
+    }
+    show("cancel", false);
+    put("sending-title", "The device restarts");
+    progressBar("It starts the new version.");
+    news("Sent and verified. The device restarts.");
+    told(await ended(link, before));
+  }
+
+  /** Progress for eyes with every step, for ears every quarter. */
+  function meter(total, sent) {
+    const rate = new mgota.Rate();
+    let quarter = 0;
+    let paused = "";
+    const onProgress = (done) => {
+      sent.done = done;
+      if (paused) return;
+      const text = mgota.progress(done, total, rate.note(done, seconds()));
+      if (done >= total) progressBar("All bytes are sent. The device verifies them.");
+      else progressBar(text, done, total);
+      const reached = Math.floor((4 * done) / total);
+      if (reached > quarter && reached < 4) news(`${25 * reached} percent`);
+      quarter = Math.max(quarter, reached);
+    };
+    const onPause = (why) => {
+      paused = why;
+      if (why) put("progress-text", why);
+      if (why) news(why);
+    };
+    return { onProgress, onPause };
+  }
+
+  /** Watch a device until it shows how an update ended: what `mgota.ending` calls it, or "nothing". */
+  async function ended(link, before) {
+    let unchanged = null;
+    const begun = seconds();
+    for (;;) {
+      const answered = await look();
+      const end = answered ? mgota.ending(before, state.status) : null;
+      if (end) return end;
+      const still = answered && state.status.state === "CONFIRMED";
+      unchanged = still ? (unchanged ?? seconds()) : null;
+      if (unchanged !== null && seconds() - unchanged > SETTLE) return "nothing";
+      if (!answered) progressBar(seconds() - begun < AWAY ? "Waiting for the device to come back." : "The device has not come back yet. Has it power and network?");
+      await pause(0.5);
+    }
+  }
+
+  function told(end) {
+    const version = mgota.version(state.status.image);
+    state.working = false;
+    show("sending", false);
+    render();
+    if (end === "trial") {
+      success(`${version} runs. Look whether all is well, then keep it.`);
+      $("trial-title").focus();
+    } else if (end === "kept") success(`${version} is installed and kept.`);
+    else if (end === "staged") success(`${mgota.version(state.status.staged)} lies on the device. Its application decides when to start it.`);
+    else if (end === "undone") trouble(`The new version did not work. The device went back to ${version}: ${mgota.line(state.status.reason) || "no reason is given"}.`);
+    else trouble("The device did not start the new version. It keeps running what it ran; try again.");
+    if (end !== "nothing") forgetFile();
+    if (end !== "trial") $("device-title").focus();
+  }
+
+  function forgetFile() {
+    state.file = null;
+    $("file").value = "";
+    put("file-name", "or drop it here");
+  }
+
+  // --- Keeping and returning --------------------------------------------------------------------------------------
+
+  /** Ask the device for something and watch until it shows. */
+  async function act(what, done) {
+    const { link, status } = state;
+    await link.act(what, status.image?.sha256);
+    const until = seconds() + EFFECT;
+    while (seconds() < until) {
+      if ((await look()) && done(status, state.status)) return true;
+      await pause(0.3);
+    }
+    return false;
+  }
+
+  const settled = (now) => now.state === "CONFIRMED" && !now.trial;
+  const slow = "The device accepted, and does not show it yet.";
+
+  async function keep() {
+    const version = mgota.version(state.status.image);
+    const text = `The device runs ${version} from now on. It does not go back by itself any more.`;
+    if (!(await confirmed(`Keep ${version}?`, text, "Keep it"))) return;
+    await work(async () => {
+      if (await act("commit", (_, now) => settled(now))) success(`${mgota.version(state.status.image)} is kept.`);
+      else trouble(slow);
+      $("device-title").focus();
+    });
+  }
+
+  async function goBack() {
+    const version = mgota.version(state.status.image);
+    const text = `The device restarts, and runs the version before ${version} again.`;
+    if (!(await confirmed(`Roll back ${version}?`, text, "Roll back"))) return;
+    await work(async () => {
+      const other = (before, now) => settled(now) && (now.active_slot !== before.active_slot || now.image?.sha256 !== before.image?.sha256);
+      if (await act("rollback", other)) success(`Rolled back. ${mgota.version(state.status.image)} runs.`);
+      else trouble(slow);
+      $("device-title").focus();
+    });
+  }
+
+  // --- Signing in, over HTTP --------------------------------------------------------------------------------------
+
+  function askToSignIn(message) {
+    const again = state.signedIn === true;
+    clearTimeout(state.lookTimer);
+    state.gone = null;
+    state.status = null;
+    render();
+    show("signin", true);
+    if (again) trouble(message);
+    $("secret").setAttribute("aria-invalid", String(again));
+    $("secret").value = "";
+    $(again ? "secret" : "name").focus();
+    state.signedIn = false;
+  }
+
+  async function signIn() {
+    clear();
+    state.link.signIn($("name").value, $("secret").value);
+    state.signedIn = true;
+    if (!(await look())) {
+      if (!$("signin").hidden && state.gone) trouble(state.gone);
+      return;
+    }
+    show("signin", false);
+    $("secret").value = "";
+    $("device-title").focus();
+    lookAgain(state.link.interval);
+  }
+
+  // --- Brokers and their devices ----------------------------------------------------------------------------------
+
+  function renderDevices() {
+    const list = $("device-list");
+    const names = [...state.broker.devices.keys()].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+    const rows = new Map([...list.children].map((row) => [row.dataset.name, row]));
+    for (const [name, row] of rows) if (!state.broker.devices.has(name)) row.remove();
+    names.forEach((name, place) => {
+      const row = rows.get(name) ?? newRow(name);
+      if (list.children[place] !== row) list.insertBefore(row, list.children[place] ?? null);
+      const { version } = state.broker.devices.get(name);
+      const online = state.broker.online(name);
+      const [, shown, presence] = row.firstChild.children;
+      if (shown.textContent !== version) shown.textContent = version;
+      presence.textContent = online ? "Online" : "Offline";
+      presence.className = `presence ${online ? "online" : ""}`;
+      row.firstChild.setAttribute("aria-current", String(state.link?.name === name));
+      row.firstChild.disabled = state.working;
+    });
+    put("no-devices", names.length ? "" : `No device has announced itself below ${state.broker.root} yet.`);
+    show("no-devices", !names.length);
+  }
+
+  function newRow(name) {
+    const row = document.createElement("li");
+    const button = document.createElement("button");
+    row.dataset.name = name;
+    button.type = "button";
+    for (const part of ["name", "version", "presence"]) {
+      const span = document.createElement("span");
+      span.className = part;
+      button.append(span, " ");
+    }
+    button.children[0].textContent = name;
+    button.addEventListener("click", async () => {
+      const chosen = choose(state.broker.link(name));
+      renderDevices();
+      await chosen;
+      $("device-title").focus();
+    });
+    row.append(button);
+    return row;
+  }
+
+  function devicesChanged() {
+    if (!state.broker) return;
+    renderDevices();
+    if (state.link && !state.working) lookAgain(0.1);
+  }
+
+  function brokerTurned(connected) {
+    put("where", connected ? state.broker.url : `${state.broker.url}: connection lost, trying again`);
+    if (!connected) news("The connection to the broker is lost. The page tries again.");
+  }
+
+  async function connect() {
+    clear();
+    const form = Object.fromEntries(["url", "root", "user", "password"].map((id) => [id, $(id).value.trim()]));
+    form.password = $("password").value;
+    for (const id of ["url", "root"]) $(id).removeAttribute("aria-invalid");
+    $("connect").disabled = true;
+    show("connecting", true);
+    try {
+      const broker = new mgota.Broker(form, { onDevices: devicesChanged, onState: brokerTurned });
+      state.broker = broker;
+      await broker.open();
+      history.replaceState(null, "", `#${new URLSearchParams({ broker: form.url, root: form.root })}`);
+      $("password").value = "";
+      show("broker", false);
+      show("devices", true);
+      show("disconnect", true);
+      brokerTurned(true);
+      renderDevices();
+      $("devices-title").focus();
+    } catch (error) {
+      state.broker = null;
+      trouble(error instanceof mgota.Refusal ? error.message : "The broker cannot be reached.");
+      if (!(error instanceof mgota.Refusal)) console.error(error);
+      const field = error.wrong || "url";
+      $(field).setAttribute("aria-invalid", "true");
+      $(field).focus();
+    } finally {
+      $("connect").disabled = false;
+      show("connecting", false);
+    }
+  }
+
+  function disconnect() {
+    state.broker.close();
+    clearTimeout(state.lookTimer);
+    Object.assign(state, { broker: null, link: null, status: null, gone: null, turn: state.turn + 1 });
+    $("device-list").replaceChildren();
+    clear();
+    for (const id of ["devices", "device", "disconnect"]) show(id, false);
+    put("where", "");
+    show("broker", true);
+    $("url").focus();
+  }
+
+  // --- Beginning --------------------------------------------------------------------------------------------------
+
+  function on(id, event, handler) {
+    $(id).addEventListener(event, (what) => {
+      what.preventDefault();
+      handler(what);
+    });
+  }
+  on("broker-form", "submit", connect);
+  on("signin-form", "submit", signIn);
+  on("disconnect", "click", disconnect);
+  on("commit", "click", keep);
+  on("end-trial", "click", goBack);
+  on("rollback", "click", goBack);
+  on("update-form", "submit", () => {
+    if (!$("install").disabled) work(install);
+  });
+  $("file").addEventListener("change", () => pick($("file").files[0]));
+
+  for (const event of ["dragover", "drop"]) window.addEventListener(event, (what) => what.preventDefault());
+  on("drop", "dragover", () => $("drop").classList.add("over"));
+  for (const event of ["dragleave", "drop"]) on("drop", event, () => $("drop").classList.remove("over"));
+  on("drop", "drop", (what) => pick(what.dataTransfer.files[0]));
+  window.addEventListener("beforeunload", (what) => {
+    if (state.working) what.preventDefault();
+  });
+
+  const api = document.querySelector('meta[name="mgota-api"]').content;
+  if (api) {
+    put("where", location.host);
+    choose(new mgota.HttpLink(api));
+  } else if (typeof mqtt === "undefined") {
+    trouble("This copy of the page lacks mqtt.min.js, so it cannot reach a broker. `mgota page FILE` writes one that can.");
+  } else {
+    const given = new URLSearchParams(location.hash.slice(1));
+    $("url").value = given.get("broker") ?? "";
+    $("root").value = given.get("root") ?? "mgota";
+    show("broker", true);
+  }
+})((globalThis.mgota ??= {}));
