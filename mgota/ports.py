@@ -146,6 +146,71 @@ class FlashBackend(Protocol):
 
 
 @runtime_checkable
+class SyncingWriter(Protocol):
+    """A writer may offer this besides `write`: an image can be marked half-way, to go on from there after a restart."""
+
+    async def sync(self) -> int:
+        """Make durable what was stored so far.
+
+        Returns:
+            Bytes of the image, from its first, that a power cut leaves.
+
+        Raises:
+            FlashError: they are not durable, or nobody knows.
+        """
+        ...
+
+
+@runtime_checkable
+class ResumableBackend(Protocol):
+    """A backend may offer this besides `open_writer`: to go on with an image that was cut off."""
+
+    async def reopen_writer(self, slot: Slot, size: int, mark: int) -> tuple[FlashWriter, int]:
+        """Go on with an image of `size` bytes that `open_writer` began in `slot`, in this life or an earlier one.
+
+        Nothing is changed before the first `write`. What lies there below `mark` may be another image's by now: the
+        caller reads it and decides.
+
+        Args:
+            slot: where it lies.
+            size: bytes of the image.
+            mark: bytes of it that a `sync` found durable.
+
+        Returns:
+            A writer, and the byte of the image that it takes next: at most `mark`, and less where only whole sectors
+            can be kept.
+
+        Raises:
+            FlashError: there is no such image, or the slot cannot be written.
+        """
+        ...
+
+
+@runtime_checkable
+class Note(Protocol):
+    """Where a download marks its progress: a few hundred bytes that survive a restart.
+
+    Losing it costs time and nothing else; a torn one is found out.
+    """
+
+    async def load(self) -> bytes | None:
+        """What was stored last, or None.
+
+        Raises:
+            StateError: it cannot be read.
+        """
+        ...
+
+    async def store(self, data: bytes) -> None:
+        """Replace it.
+
+        Raises:
+            StateError: it was not stored.
+        """
+        ...
+
+
+@runtime_checkable
 class BlockingWriter(Protocol):
     """A writer whose medium blocks may offer this besides `write`: receiving, checksum and storing share a thread."""
 

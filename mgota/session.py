@@ -8,6 +8,7 @@
 Rules:
 - nothing is held in memory: a chunk is stored when `write` returns;
 - before the first erase the record forgets what the staging slot held, and the running slot is the selected one;
+- with `resume`, progress is marked, and a session that follows one which was cut off goes on from the last mark;
 - leaving without activation, for whatever reason, gives up: the staging slot counts as empty and the lock is free.
   The running slot was never touched.
 """
@@ -21,7 +22,7 @@ from typing import Self, cast
 import anyio
 import anyio.to_thread
 
-from mgota.core.boot import Store, begin_steps, forget_step, provision_steps, refuse_update
+from mgota.core.boot import Select, Store, begin_steps, forget_step, provision_steps, refuse_update
 from mgota.core.checksum import Checksum, checksum
 from mgota.core.record import BootRecord, Outcome
 from mgota.device import Device, VerifiedImage
@@ -34,6 +35,7 @@ from mgota.errors import (
     TruncatedError,
 )
 from mgota.ports import BlockingWriter, FlashWriter, ReadableBuffer
+from mgota.resume import Marks, Resume
 
 log = logging.getLogger("mgota.session")
 audit = logging.getLogger("mgota.audit")
@@ -48,6 +50,7 @@ class OtaSession:
     Args:
         device: what is updated.
         size: bytes of the image, trailer included.
+        resume: where progress is marked, or None. After entering, `received` says how much is there already.
 
     Raises:
         EmptyImageError: on entering: size is not positive.
@@ -56,10 +59,13 @@ class OtaSession:
         FlashError: on entering: the staging slot cannot be written.
     """
 
-    def __init__(self, device: Device, *, size: int) -> None:
+    def __init__(self, device: Device, *, size: int, resume: Resume | None = None) -> None:
         self.device = device
         self.size = size
         self.received = 0
+        self.resumed = False
+        """Whether a part of the image is of an earlier life."""
+        self._marks = Marks(resume, size) if resume else None
         self._stack = AsyncExitStack()
         self._writer: FlashWriter | None = None
         self._crc = checksum(device.flash.crc)
@@ -85,14 +91,50 @@ class OtaSession:
             record = (await device.load())[0] or BootRecord()
         self._before = record
         self._staging = running.other
-        await device.perform(*begin_steps(record, running))
+        if self._marks and (kept := await self._marks.find(device.flash, record, self._staging)):
+            await device.perform(Select(running))
+            self._writer, self.received, self._crc = kept
+            self.resumed = True
+        else:
+            await device.perform(*begin_steps(record, running))
+            await self._open(record)
+        device.live.update = (self.received, self.size)
+        log.info("update begins: %d bytes to slot %s, from byte %d", self.size, self._staging, self.received)
+
+    async def _open(self, before: BootRecord) -> None:
         try:
-            self._writer = await device.flash.open_writer(self._staging, self.size)
+            self._writer = await self.device.flash.open_writer(self._staging, self.size)
         except TooLargeError:  # nothing was changed: the slot still holds what it held
-            await device.perform(Store(record.next().next()))
+            await self.device.perform(Store(before.next().next()))
             raise
-        device.live.update = (0, self.size)
-        log.info("update begins: %d bytes to slot %s", self.size, self._staging)
+        if self._marks:
+            self._marks.begun(before.revision + 1)
+
+    @property
+    def validator(self) -> str | None:
+        """What the rest of the image can be asked for with. It is noted with every mark."""
+        return self._marks.validator if self._marks else None
+
+    @validator.setter
+    def validator(self, value: str | None) -> None:
+        if self._marks:
+            self._marks.validator = value
+
+    async def restart(self) -> None:
+        """Begin the image anew, from its first byte: what came so far belongs to another one.
+
+        Raises:
+            FlashError: the staging slot cannot be written.
+        """
+        if self._writer:
+            await self._writer.abort()
+        if self._marks:
+            await self._marks.forget()
+        self._writer = await self.device.flash.open_writer(self._staging, self.size)
+        self._crc = checksum(self.device.flash.crc)
+        self._sealed, self.resumed, self.received = None, False, 0
+        self.device.live.update = (0, self.size)
+        log.info("the image is begun anew")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
@@ -111,13 +153,16 @@ class OtaSession:
             FlashError: they could not be stored.
         """
         view = self._checked(chunk)
-        for start in range(0, len(view), MAX_WRITE):
-            block = view[start : start + MAX_WRITE]
+        while view:
+            room = min(MAX_WRITE, self._marks.room(self.received)) if self._marks else MAX_WRITE
+            block, view = view[:room], view[room:]
             if self.blocking:
                 await anyio.to_thread.run_sync(self.write_blocking, block)
             else:
                 await self._open_writer().write(block)
                 self._took(block)
+            if self._marks:
+                await self._marks.note(self._open_writer(), self.received, self._crc.value)
 
     @property
     def blocking(self) -> bool:
@@ -161,7 +206,12 @@ class OtaSession:
             raise TruncatedError(self.received, self.size)
         await writer.finish()
         self._writer = None
-        self._sealed = await self.device.read_back(self._staging, self.size, crc=self._crc.value)
+        try:
+            self._sealed = await self.device.read_back(self._staging, self.size, crc=self._crc.value)
+        except OtaError:
+            if self._marks:
+                await self._marks.forget()  # it would go on to the same end
+            raise
         log.info("sealed: %d bytes in slot %s, sha256 %s", self.size, self._staging, self._sealed.sha256)
         return self._sealed
 
@@ -187,6 +237,8 @@ class OtaSession:
 
     async def _give_up(self, exc: BaseException | None) -> None:
         if self._writer:
+            if self._marks and not isinstance(exc, RejectedError):
+                await self._marks.note(self._writer, self.received, self._crc.value, now=True)
             await self._writer.abort()
         outcome, reason = Outcome.INTERRUPTED, _why(exc)
         if isinstance(exc, RejectedError):

@@ -19,7 +19,7 @@ from mgota.errors import FlashError, ReadError, SelectError, TooLargeError
 from mgota.flash.areas import extent_of, read_slot
 from mgota.flash.files import replace_file
 from mgota.flash.simulator import Kind, Operations
-from mgota.flash.writer import NorWriter
+from mgota.flash.writer import NorWriter, reopened
 from mgota.ports import Flushable, Resetter
 
 WORD = 4
@@ -188,6 +188,14 @@ class BankedFlash:
         if size > await self.capacity():
             raise TooLargeError(size, await self.capacity())
         return NorWriter(self._flash, self._areas[slot], size, flush=self._flash.flush)
+
+    async def reopen_writer(self, slot: Slot, size: int, mark: int) -> tuple[NorWriter, int]:
+        """Go on with an image that was cut off. See `ResumableBackend`.
+
+        Raises:
+            TooLargeError: it does not fit; nothing was changed.
+        """
+        return reopened(self._flash, self._areas[slot], size, mark)
 
     async def extent(self, slot: Slot) -> int:
         """Bytes of the bank; 0 if all of it is the erased pattern.

@@ -21,7 +21,7 @@ from mgota.core.swap import ChipJournal, HostJournal, Phase, SwapLayout, SwapSta
 from mgota.errors import ConfigError, FlashError, TooLargeError
 from mgota.flash.areas import extent_of, read_slot
 from mgota.flash.jobs import Beside, carry_out
-from mgota.flash.writer import NorWriter
+from mgota.flash.writer import NorWriter, reopened
 from mgota.ports import Flushable
 
 
@@ -108,6 +108,19 @@ class CopiedFlash:
                 raised = state.raised or slot is not state.base
                 await self._note(SwapState(base=state.base, raised=raised, tag=state.tag))
             return NorWriter(self._flash, await self._area(slot), size, flush=self._flash.flush)
+
+    async def reopen_writer(self, slot: Slot, size: int, mark: int) -> tuple[NorWriter, int]:
+        """Go on with an image that was cut off. See `ResumableBackend`.
+
+        Raises:
+            TooLargeError: it does not fit; nothing was changed.
+            FlashError: the slot is not as `open_writer` left it, or the journal failed.
+        """
+        async with self._lock:
+            state = await self._idle()
+            if slot is state.base or state.count:
+                raise FlashError(f"no image was begun in slot {slot}")
+            return reopened(self._flash, await self._area(slot), size, mark)
 
     async def extent(self, slot: Slot) -> int:
         """Bytes of the slot; 0 if all of it is the erased pattern.

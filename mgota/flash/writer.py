@@ -12,9 +12,26 @@ from anyio.lowlevel import checkpoint
 
 from mgota.core.geometry import Area
 from mgota.core.nor import Erase, Operation
-from mgota.core.stager import Stager
+from mgota.core.stager import Stager, whole_sectors
 from mgota.errors import FlashError
-from mgota.ports import NorFlash, ReadableBuffer
+from mgota.ports import Flushable, NorFlash, ReadableBuffer
+
+
+def reopened(flash: Flushable, area: Area, size: int, mark: int) -> tuple["NorWriter", int]:
+    """A writer that goes on with an image, and the byte at which it does: the first of the sector that `mark` is in.
+
+    Args:
+        flash: the memory.
+        area: the slot.
+        size: bytes of the image.
+        mark: bytes of it that are there; what of them does not fill a sector is erased and has to come again.
+
+    Raises:
+        ConfigError: the area is not a run of whole sectors.
+        TooLargeError: the image does not fit the area.
+    """
+    start = whole_sectors(flash.geometry, area, min(mark, size))
+    return NorWriter(flash, area, size, start=start, flush=flash.flush), start
 
 
 class NorWriter:
@@ -24,18 +41,25 @@ class NorWriter:
         flash: the memory.
         area: the slot.
         size: bytes of the image.
+        start: bytes of the image that are there already, whole sectors of them.
         flush: what makes the memory durable, if it is not by itself.
 
     Raises:
-        ConfigError: the area is not a run of whole sectors.
+        ConfigError: the area is not a run of whole sectors, or `start` not a sector's first byte.
         TooLargeError: the image does not fit the area.
     """
 
     def __init__(
-        self, flash: NorFlash, area: Area, size: int, *, flush: Callable[[], Awaitable[None]] | None = None
+        self,
+        flash: NorFlash,
+        area: Area,
+        size: int,
+        *,
+        start: int = 0,
+        flush: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._flash = flash
-        self._stager = Stager(flash.geometry, area, size)
+        self._stager = Stager(flash.geometry, area, size, start=start)
         self._flush = flush
         self._usable = True
 
@@ -61,6 +85,18 @@ class NorWriter:
         if self._flush:
             with CancelScope(shield=True):
                 await self._flush()
+
+    async def sync(self) -> int:
+        """Make durable what was programmed so far: so many bytes of the image, without a rest smaller than a unit.
+
+        Raises:
+            FlashError: it could not be.
+        """
+        self._check_usable()
+        if self._flush:
+            with CancelScope(shield=True):
+                await self._flush()
+        return self._stager.stored
 
     async def abort(self) -> None:
         """Give up. What was written stays, as garbage. Never raises."""

@@ -107,6 +107,14 @@ class FileSlots:
         """
         return await to_thread.run_sync(self._open_writer, slot, size)
 
+    async def reopen_writer(self, slot: Slot, size: int, mark: int) -> tuple["SlotWriter", int]:
+        """Go on with an image that was cut off. See `ResumableBackend`.
+
+        Raises:
+            FlashError: the slot cannot be written, or ends before `mark`.
+        """
+        return await to_thread.run_sync(self._reopen_writer, slot, size, mark)
+
     async def extent(self, slot: Slot) -> int:
         """Bytes in the slot's file; 0 if there is none.
 
@@ -187,14 +195,21 @@ class FileSlots:
             system = os.statvfs(self.directory)
         return system.f_bavail * system.f_frsize + (found.st_blocks * _BLOCK if found else 0)
 
-    def _open_writer(self, slot: Slot, size: int) -> "SlotWriter":
+    def _reopen_writer(self, slot: Slot, size: int, mark: int) -> tuple["SlotWriter", int]:
+        found = self._stat(slot)
+        if found is None or found.st_size < mark:
+            raise FlashError(f"slot {slot} ends before byte {mark}: there is nothing to go on with")
+        # Its name may not be durable: whoever made it was cut off.
+        return self._open_writer(slot, size, written=mark, new=True), mark
+
+    def _open_writer(self, slot: Slot, size: int, *, written: int = 0, new: bool = False) -> "SlotWriter":
         room, found = self._room(slot), self._stat(slot)
         if size > room:
             raise TooLargeError(size, room)
         # Readable, too: where the file system cannot allocate, the C library does it by looking at each block.
         with _translated(FlashError, f"cannot write slot {slot}"):
             fd = os.open(self.path(slot), os.O_RDWR | os.O_CREAT | _OPEN, _MODE)
-        writer = SlotWriter(fd, self.path(slot), size, new=found is None)
+        writer = SlotWriter(fd, self.path(slot), size, written=written, new=new or found is None)
         try:
             _refuse_others(self.path(slot), os.fstat(fd))
             self._allocate(fd, slot, size, found)
@@ -242,15 +257,16 @@ class SlotWriter:
         fd: the file, open for reading and writing; the writer closes it.
         path: its name.
         size: bytes of the image.
+        written: bytes of it that are there already.
         new: the file was made just now, so that what it is besides its bytes has to be made durable as well.
     """
 
-    def __init__(self, fd: int, path: Path, size: int, *, new: bool) -> None:
+    def __init__(self, fd: int, path: Path, size: int, *, written: int = 0, new: bool) -> None:
         self._fd: int | None = fd
         self._path = path
         self._size = size
         self._new = new
-        self._written = 0
+        self._written = written
         # A task may be cancelled from outside anyio, which leaves its thread at work: nothing is closed under it.
         self._busy = Lock()
 
@@ -280,6 +296,15 @@ class SlotWriter:
         """
         await to_thread.run_sync(self._exclusively, self._finish)
 
+    async def sync(self) -> int:
+        """Make durable what was written so far: so many bytes of the image.
+
+        Raises:
+            FlashError: the disk failed.
+        """
+        await to_thread.run_sync(self._exclusively, self._sync)
+        return self._written
+
     async def abort(self) -> None:
         """Close the file as it is."""
         with anyio.CancelScope(shield=True):
@@ -307,6 +332,14 @@ class SlotWriter:
             done = os.pwrite(fd, view, self._written)
             self._written += done
             view = view[done:]
+
+    def _sync(self, fd: int) -> None:
+        if self._new:
+            os.fsync(fd)
+            sync_directory(self._path.parent)
+            self._new = False
+        else:
+            os.fdatasync(fd)
 
     def _finish(self, fd: int) -> None:
         if self._written != self._size:

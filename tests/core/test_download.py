@@ -310,7 +310,7 @@ def test_any_answer_has_a_meaning_that_fits_the_image(found: Answer, asked: int,
     assert len(strong_validator(found) or "") <= 256
 
 
-@given(found=st.lists(answers, max_size=30), counts=st.lists(st.integers(0, 400), min_size=30, max_size=30))
+@given(found=st.lists(answers, max_size=15), counts=st.lists(st.integers(0, 400), min_size=15, max_size=15))
 def test_any_conversation_ends(found: list[Answer], counts: list[int]) -> None:
     """Whatever a server says: what is there is never more than the image, and never joined with another one."""
     download = Download(SIZE)

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from mgota.core.geometry import Area, Geometry, Region, Sector, uniform
 from mgota.core.nor import Erase, Operation, Program
-from mgota.core.stager import Stager
+from mgota.core.stager import Stager, whole_sectors
 from mgota.errors import ConfigError, OverrunError, TooLargeError, TruncatedError
 from mgota.flash.simulator import Kind, NorSimulator
 
@@ -164,3 +164,37 @@ def test_any_chunking_gives_the_same_flash_and_breaks_no_rule(data: st.DataObjec
     assert pieces.operations.counts[Kind.ERASE] == last - first + 1
     assert pieces.peek(base, start - base) == b"\xa5" * (start - base)
     assert set(pieces.peek(area.end, geometry.size - area.end)) <= {0xA5}
+
+
+@pytest.mark.parametrize(
+    ("size", "start"), [(0, 0), (1, 0), (31, 0), (32, 32), (95, 32), (96, 96), (159, 96), (160, 160)]
+)
+def test_an_image_goes_on_where_a_sector_begins(size: int, start: int) -> None:
+    assert whole_sectors(GEOMETRY, AREA, size) == start
+
+
+@pytest.mark.parametrize("start", [0, 32, 96, 160])
+def test_what_is_there_already_is_left_alone(start: int) -> None:
+    image = bytes(range(160))
+    stager = Stager(GEOMETRY, AREA, 160, start=start)
+    assert (stager.received, stager.stored) == (start, start)
+    operations = stage(stager, image[start:])
+    erased = [operation.sector.start for operation in operations if isinstance(operation, Erase)]
+    assert erased == [at for at in (32, 64, 128) if at >= 32 + start]
+    programs = [operation for operation in operations if isinstance(operation, Program)]
+    assert b"".join(bytes(program.data) for program in programs) == image[start:]
+    assert all(program.offset >= 32 + start for program in programs)
+    assert stager.stored == 160
+
+
+def test_what_was_programmed_is_counted_in_whole_units() -> None:
+    stager = Stager(GEOMETRY, AREA, 40, start=32)
+    assert (list(stager.feed(b"abc")), stager.stored) == ([], 32)
+    list(stager.feed(b"defgh"))
+    assert stager.stored == 40
+
+
+@pytest.mark.parametrize(("size", "start"), [(100, 31), (100, 64), (31, 32)])
+def test_an_image_cannot_go_on_inside_a_sector_or_behind_its_end(size: int, start: int) -> None:
+    with pytest.raises(ConfigError):
+        Stager(GEOMETRY, AREA, size, start=start)

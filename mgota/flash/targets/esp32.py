@@ -35,7 +35,7 @@ from mgota.flash.files import FileLock, replace_file
 from mgota.flash.jobs import carry_out
 from mgota.flash.simulator import NorSimulator
 from mgota.flash.virtual import VirtualTarget, VirtualWatchdog
-from mgota.flash.writer import NorWriter
+from mgota.flash.writer import NorWriter, reopened
 from mgota.ports import Flushable, NorFlash
 
 log = logging.getLogger("mgota.flash.esp32")
@@ -149,6 +149,18 @@ class EspFlash:
         if slot is not running:
             await self._carry_out(settle(self._place, _NUMBERS[running]))
         return NorWriter(self._flash, self._areas[slot], size, flush=self._flash.flush)
+
+    async def reopen_writer(self, slot: Slot, size: int, mark: int) -> tuple[NorWriter, int]:
+        """Go on with an image that was cut off. See `ResumableBackend`.
+
+        Raises:
+            TooLargeError: it does not fit; nothing was changed.
+            FlashError: otadata could not be written.
+        """
+        running = await self.running_slot()
+        if slot is not running:
+            await self._carry_out(settle(self._place, _NUMBERS[running]))
+        return reopened(self._flash, self._areas[slot], size, mark)
 
     async def extent(self, slot: Slot) -> int:
         """Bytes of the slot; 0 if all of it is blank.
