@@ -6,14 +6,19 @@ Rules:
 """
 
 import os
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, BinaryIO, Final, Protocol, Self, cast
 
 from anyio import to_thread
 
 from mgota.errors import ConfigError, EmptyImageError
+
+AHEAD: Final = 256 * 1024
+"""Bytes that are read at a time where pieces are small."""
 
 Image = Path | bytes | BinaryIO
 """The path of a file, the bytes themselves, or a binary file that can be sought."""
@@ -32,6 +37,26 @@ class Progress:
     size: int
 
 
+class Remote(Protocol):
+    """A device somewhere in a network, whatever the network is."""
+
+    def push(self, image: Image) -> AsyncGenerator[Progress]:
+        """Send an image; it ends when the device has said that the update survives any cut."""
+        ...
+
+    async def status(self) -> dict[str, Any]:
+        """The JSON object of its status."""
+        ...
+
+    async def commit(self, *, sha256: str | None = None) -> None:
+        """Make the running image permanent; `sha256` is the firmware that is meant."""
+        ...
+
+    async def rollback(self, *, sha256: str | None = None) -> None:
+        """Return to the previous image; `sha256` is the running firmware that is to be left."""
+        ...
+
+
 class Source:
     """An open image; a context manager that closes it.
 
@@ -43,6 +68,7 @@ class Source:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.size = size
         self._file = file
+        self._ahead, self._ahead_at = b"", 0
 
     @classmethod
     async def open(cls, image: Image) -> Self:
@@ -79,22 +105,46 @@ class Source:
         return piece
 
     async def read_at(self, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes from `offset` on.
+        """Exactly `size` bytes from `offset` on. What follows them is read as well, and kept for the next call.
 
         Raises:
             ConfigError: they cannot be read.
         """
-        return await to_thread.run_sync(self._read_at, offset, size)
+        start = offset - self._ahead_at
+        if not 0 <= start <= start + size <= len(self._ahead):
+            self._ahead = await to_thread.run_sync(self._read_at, offset, max(size, AHEAD))
+            self._ahead_at, start = offset, 0
+            if len(self._ahead) < size:
+                raise ConfigError("the image became shorter while it was sent")
+        return self._ahead[start : start + size]
 
     def _read_at(self, offset: int, size: int) -> bytes:
         try:
             self._file.seek(offset)
+            return self._file.read(size)
         except OSError as exc:
             raise ConfigError(f"the image cannot be read: {exc.strerror}") from exc
-        piece = self.read_blocking(size)
-        while len(piece) < size:
-            piece += self.read_blocking(size - len(piece))
-        return piece
+
+    async def digests(self, cuts: Collection[int]) -> set[str]:
+        """SHA-256 in hex of the image without its last bytes, for each number of them.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        return await to_thread.run_sync(self._digests, cuts)
+
+    def _digests(self, cuts: Collection[int]) -> set[str]:
+        found: set[str] = set()
+        digest, at = sha256(), 0
+        for end in sorted(self.size - cut for cut in cuts if cut < self.size):
+            while at < end:
+                piece = self._read_at(at, min(AHEAD, end - at))
+                if not piece:
+                    raise ConfigError("the image became shorter while it was sent")
+                digest.update(piece)
+                at += len(piece)
+            found.add(digest.copy().hexdigest())
+        return found
 
 
 def _opened(image: Image) -> tuple[BinaryIO, int]:

@@ -1,6 +1,7 @@
 """A sender of MQTT's dialect for devices of Mongoose, without its network: one chunk at a time.
 
 Rules:
+- devices know it by one of two names; one that does not know the first is asked by the other;
 - no chunk is sent twice: such a device compares its offset with 0 only, and would write it twice;
 - when an answer may be lost, because the broker or the device was away, the push begins again at 0;
 - an answer to the end that may be lost stays lost: whoever pushes has to look what the device runs.
@@ -8,7 +9,7 @@ Rules:
 
 from typing import Final
 
-from mgota.core.rpc import MAX_CHUNK, Reply
+from mgota.core.rpc import MAX_CHUNK, UPDATE, UPLOAD, Code, Reply
 from mgota.core.rpc_sender import MAX_ATTEMPTS, Chunk, Message, Phase, error_of, silence
 from mgota.errors import ConfigError, StalledError, TransferError
 
@@ -35,6 +36,8 @@ class SinglePush:
         self.heard = False
         """Whether it ever answered."""
         self.phase = Phase.AWAY
+        self.method = UPLOAD
+        """By what name the device is asked."""
         self._chunk, self._patience = chunk, patience
         self._next = first_id
         self._asked: Chunk | None = None
@@ -112,7 +115,10 @@ class SinglePush:
             return
         self.heard = True
         if reply.fault is not None:
-            raise error_of(reply.fault)
+            if reply.fault.code != Code.UNKNOWN_METHOD or asked.offset or self.method == UPDATE:
+                raise error_of(reply.fault)
+            self.method, self._asked = UPDATE, None
+            return
         self._asked, self._moved = None, now
         self.acked = asked.offset + asked.size
         if asked.size == 0:

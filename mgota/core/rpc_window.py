@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final, cast
 
-from mgota.core.rpc import MAX_CHUNK, OK, Code, Fault, Reply, Standing, is_session, read_standing
+from mgota.core.rpc import MAX_CHUNK, OK, UPLOAD, Code, Fault, Reply, Standing, is_session, read_standing
 from mgota.core.rpc_sender import MAX_ATTEMPTS, Ask, Chunk, Message, Phase, a_line, error_of, silence
 from mgota.errors import ConfigError, MalformedError, StalledError, TransferError
 
@@ -75,6 +75,8 @@ class WindowPush:
         self.seen: Mapping[str, Any] | None = None
         """In DOUBT: the status that it told."""
         self.phase = Phase.AWAY
+        self.method = UPLOAD
+        """By what name the device is asked."""
         self._chunk, self._most = chunk, window * chunk
         self._first, self._next = first_id, first_id  # ids of this attempt: from the one on, up to the other
         self._patience = patience
