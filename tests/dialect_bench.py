@@ -66,6 +66,8 @@ class SmallDevice:
         piece = read_chunk(request)
         if piece.session is None:
             return self.plain(request, piece)
+        if self.ended and piece.session != self.session:
+            self.restart()
         if self.session not in {None, piece.session}:
             return Reply(request.reply_to, fault=Fault(Code.BUSY, "another update is running", piece.session))
         if piece.offset == 0 and not self.data and piece.data:

@@ -16,7 +16,7 @@ from mgota.cli.options import FOLDER, as_json, client_options, remote_at
 from mgota.core.http import one_line
 from mgota.errors import ConfigError, FlashError, TransferError
 from mgota.linux.environment import device_at
-from mgota.transports.http.push import Remote
+from mgota.outgoing import Remote
 
 _EFFECT = 3.0
 """Seconds to wait for a device to show what it said it would do. It may take longer: it may restart for it."""
@@ -85,7 +85,8 @@ def commit(*, url: str | None, directory: Path | None, as_json: bool, **client: 
         committed = anyio.run(_local_commit, directory)
         _tell(as_json, "committed" if committed else "nothing is on trial: nothing to commit", committed=committed)
         return
-    before, after = anyio.run(_act, remote_at(url or "", **client), Remote.commit, _is_committed)
+    remote = remote_at(url or "", **client)
+    before, after = anyio.run(_act, remote, remote.commit, _is_committed)
     if before and _is_settled(before):
         _tell(as_json, "nothing is on trial: nothing to commit", committed=False, status=after)
     elif after:
@@ -115,7 +116,8 @@ def rollback(*, url: str | None, directory: Path | None, as_json: bool, **client
         anyio.run(_local_rollback, directory)
         _tell(as_json, "the previous image is selected", rolled_back=True)
         return
-    before, after = anyio.run(_act, remote_at(url or "", **client), Remote.rollback, _is_rolled_back)
+    remote = remote_at(url or "", **client)
+    before, after = anyio.run(_act, remote, remote.rollback, _is_rolled_back)
     if after and before:
         _tell(as_json, "rolled back", rolled_back=True, status=after)
     else:
@@ -147,7 +149,7 @@ async def _act(
     """
     before = await _before(remote)
     image = before.get("image") if before else None
-    await act(remote, sha256=image["sha256"] if image else None)
+    await act(sha256=image["sha256"] if image else None)
     if before is None:
         return None, None
     seen: Found | None = None
@@ -162,11 +164,14 @@ async def _act(
 
 async def _before(remote: Remote) -> Found | None:
     """The status of the device, once it is not about to reset: what is asked of it then would go to the old image."""
+    asked = anyio.current_time()
     try:
         found = await remote.status()
     except ConfigError:  # a Mongoose device has no such route; if it is the password, the next request says so
         return None
     except TransferError:
+        if anyio.current_time() - asked > _EFFECT:
+            raise  # it was waited for
         await anyio.sleep(_PAUSE)  # perhaps the reset after an update just cut us off
         found = await remote.status()
     with anyio.move_on_after(_EFFECT):

@@ -9,14 +9,15 @@ import math
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
 from mgota.core.image import Trailer, Verifier
 from mgota.core.keys import PublicKey, load_public_key
 from mgota.errors import ConfigError
-from mgota.transports.http.push import Remote
+from mgota.outgoing import Remote
+from mgota.transports.http.push import Remote as HttpRemote
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,9 +95,14 @@ def client_options(command: F) -> F:
         ),
         click.option("--key-file", type=FILE, metavar="PEM", help="The key of --cert, if it is not in the same file."),
         click.option("--cert", type=FILE, metavar="PEM", help="A certificate to show, for mutual TLS."),
-        click.option("--cacert", type=FILE, metavar="PEM", help="Trust these CAs instead of the system's, for https."),
-        click.option("--user-file", type=FILE, metavar="FILE", help="One line, user:password."),
-        click.option("--token-file", type=FILE, metavar="FILE", help="One line, a bearer token."),
+        click.option(
+            "--cacert", type=FILE, metavar="PEM", help="Trust these CAs instead of the system's, for https and mqtts."
+        ),
+        click.option("--user-file", type=FILE, metavar="FILE", help="One line, user:password, for device or broker."),
+        click.option("--token-file", type=FILE, metavar="FILE", help="One line, a bearer token, for http."),
+        click.option(
+            "--mqtt-version", type=click.Choice(["3.1.1", "5"]), default="3.1.1", show_default=True, help="For mqtt."
+        ),
     ):
         command = option(command)
     return command
@@ -182,6 +188,11 @@ def read_verifier(keys: tuple[Path, ...], trailer: str) -> Verifier | None:
     return Verifier(keys=[read_public_key(path) for path in keys], trailer=Trailer(trailer))
 
 
+def is_mqtt(url: str) -> bool:
+    """Whether a URL leads to a broker."""
+    return url.partition(":")[0].lower() in {"mqtt", "mqtts"}
+
+
 def remote_at(
     url: str,
     *,
@@ -191,7 +202,9 @@ def remote_at(
     cert: Path | None,
     key_file: Path | None,
     timeout: float,
+    mqtt_version: str,
     token: str | None = None,
+    **mqtt: Any,
 ) -> Remote:
     """A device in the network, from the options of `client_options`.
 
@@ -203,16 +216,26 @@ def remote_at(
         cert: what to show.
         key_file: its key.
         timeout: seconds in which something has to move.
+        mqtt_version: of MQTT, if the URL leads to a broker.
         token: a token that was found elsewhere, and comes first.
+        mqtt: what else only MQTT knows.
 
     Raises:
         ConfigError: a file cannot be read or used, or the URL is none.
     """
-    if token is None and token_file is not None:
-        token = lines_of(token_file, "token file")[0]
     user = read_user(lines_of(user_file, "user file")[0], user_file) if user_file else None
     context = client_context(cacert, cert, key_file)
-    return Remote(url, token=token, user=user, ssl_context=context, timeout=timeout)
+    if is_mqtt(url):
+        from mgota.transports.mqtt import sender  # noqa: PLC0415  who uses HTTP does not load it
+
+        if token is not None or token_file is not None:
+            raise ConfigError("a token is for http: a broker wants a name and a password, in --user-file")
+        context = context if url.lower().startswith("mqtts:") else None  # as for http: what needs none gets none
+        version = cast(Any, mqtt_version)
+        return sender.Remote(url, user=user, ssl_context=context, timeout=timeout, version=version, **mqtt)
+    if token is None and token_file is not None:
+        token = lines_of(token_file, "token file")[0]
+    return HttpRemote(url, token=token, user=user, ssl_context=context, timeout=timeout)
 
 
 def client_context(cacert: Path | None, cert: Path | None, key_file: Path | None) -> ssl.SSLContext | None:

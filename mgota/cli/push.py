@@ -13,9 +13,9 @@ from typing import Any
 import anyio
 import click
 
-from mgota.cli.options import FILE, as_json, client_options, read_text, remote_at
+from mgota.cli.options import FILE, as_json, client_options, is_mqtt, read_text, remote_at
 from mgota.errors import ConfigError, OtaError, TransferError
-from mgota.transports.http.push import Progress, Remote
+from mgota.outgoing import Progress, Remote
 
 log = logging.getLogger("mgota.cli")
 
@@ -25,13 +25,32 @@ log = logging.getLogger("mgota.cli")
 @click.argument("url", required=False)
 @click.option("--devices", type=FILE, metavar="FILE", help="Push to every device in this file; see above.")
 @click.option("--jobs", type=click.IntRange(min=1), default=8, show_default=True, help="How many at a time.")
+@click.option("--window", type=click.IntRange(1, 256), help="Over MQTT: chunks in flight.  [default: 8]")
+@click.option(
+    "--chunk",
+    type=click.IntRange(1, 65536),
+    metavar="BYTES",
+    help="Over MQTT: how much a message carries.  [default: 16384; 4096 with --stop-and-wait]",
+)
+@click.option("--stop-and-wait", is_flag=True, help="Over MQTT: one chunk at a time, as devices of Mongoose want it.")
 @client_options
 @as_json
-def push(*, image: Path, url: str | None, devices: Path | None, jobs: int, as_json: bool, **client: Any) -> None:
+def push(
+    *,
+    image: Path,
+    url: str | None,
+    devices: Path | None,
+    jobs: int,
+    as_json: bool,
+    window: int | None,
+    chunk: int | None,
+    stop_and_wait: bool,
+    **client: Any,
+) -> None:
     """Push IMAGE to the device at URL, or to every device in a file.
 
-    URL is http://HOST:PORT, or the full URL of an update endpoint. It ends well when the device has said that the
-    update survives any cut; the trial comes after that.
+    URL is http://HOST:PORT, or the full URL of an update endpoint, or mqtt://BROKER/ROOT/DEVICE. It ends well when the
+    device has said that the update survives any cut; the trial comes after that.
 
     The file of --devices has one URL a line, and if that device has a token of its own, the token behind it. Blank
     lines do not count, nor what stands behind a # at the start of a word:
@@ -40,15 +59,26 @@ def push(*, image: Path, url: str | None, devices: Path | None, jobs: int, as_js
         # gateways, north hall
         http://10.0.0.11:8000
         http://10.0.0.12:8000   s3cret-token
+        mqtt://broker.lan/hall/gateway-13
     """  # noqa: D301  \b keeps click from joining the lines
     if (url is None) == (devices is None):
         raise click.UsageError("to whom? give either a URL or --devices FILE")
+    if window and stop_and_wait:
+        raise click.UsageError("--stop-and-wait has no window")
     if not image.is_file():
         raise ConfigError(f"there is no image {image}")
+    mqtt: dict[str, Any] = {"stop_and_wait": stop_and_wait, "chunk": chunk, **({"window": window} if window else {})}
+    targets = read_devices(devices) if devices else [(url or "", None)]
+    if not any(is_mqtt(where) for where, _ in targets) and (window or chunk or stop_and_wait):
+        raise click.UsageError("--window, --chunk and --stop-and-wait are for mqtt://")
     if devices is None:
-        _push_one(image, url or "", remote_at(url or "", **client), told=as_json)
+        _push_one(image, url or "", remote_at(url or "", **client, **mqtt), told=as_json)
         return
-    remotes = [(_shown(where), remote_at(where, token=token, **client)) for where, token in read_devices(devices)]
+    tokenless = {**client, "token_file": None}  # the token is for those of the file that are reached over HTTP
+    remotes = [
+        (_shown(where), remote_at(where, token=token, **(tokenless if is_mqtt(where) else client), **mqtt))
+        for where, token in targets
+    ]
     results = anyio.run(_push_all, image, remotes, jobs, as_json)
     if as_json:
         click.echo(json.dumps([asdict(result) for result in results]))

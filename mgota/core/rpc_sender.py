@@ -85,6 +85,7 @@ _SILENCE: Final = {
     Phase.ASKING: "the device did not answer within {:g} s",
     Phase.SENDING: "the device took nothing for {:g} s",
     Phase.ENDING: "the device did not tell within {:g} s whether it takes the image",
+    Phase.DOUBT: "the device did not tell within {:g} s whether it took the image",
 }
 
 

@@ -101,7 +101,7 @@ class SinglePush:
         Raises:
             StalledError: there was no answer for too long.
         """
-        if self._moved is not None and now >= self._moved + self._patience:
+        if not self.done and self._moved is not None and now >= self._moved + self._patience:
             raise StalledError(silence(self.phase, self._patience))
 
     def take(self, reply: Reply, now: float) -> None:

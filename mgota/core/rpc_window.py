@@ -147,6 +147,8 @@ class WindowPush:
         Raises:
             StalledError: nothing moved for too long.
         """
+        if self.done:
+            return
         if self._moved is not None and now >= self._moved + self._patience:
             raise StalledError(silence(self.phase, self._patience))
         if self._due is None or now < self._due:

@@ -9,7 +9,18 @@ from dialect_bench import FATES, Network, SmallDevice
 from hypothesis import example, given, settings, strategies as st
 
 from mgota import errors
-from mgota.core.rpc import MAX_CHUNK, Code, Fault, Reply, Standing, decode_reply, encode_reply, presence
+from mgota.core.rpc import (
+    MAX_CHUNK,
+    UPDATE,
+    UPLOAD,
+    Code,
+    Fault,
+    Reply,
+    Standing,
+    decode_reply,
+    encode_reply,
+    presence,
+)
 from mgota.core.rpc_sender import MAX_ATTEMPTS, MAX_LINE, Ask, Chunk, Phase, error_of, read_online
 from mgota.core.rpc_single import SINGLE_CHUNK, SinglePush
 from mgota.core.rpc_window import LOOK_AGAIN, RETRY, RETRY_MAX, WindowPush
@@ -80,6 +91,7 @@ def test_the_end_is_sent_once_everything_is_written() -> None:
     push.take(standing(first + 2, 150, sealed=True, activated=True), 0.0)
     assert push.done
     push.take(standing(first + 2, 150), 0.0)
+    push.tick(1e9)
     assert push.done
 
 
@@ -463,6 +475,7 @@ def test_one_at_a_time() -> None:
     assert push.done
     push.take(answer(8, "ok"), 0.0)
     push.online(0.0)
+    push.tick(1e9)
     assert push.done
     assert push.next_message(0.0) is None
 
@@ -518,6 +531,25 @@ def test_a_device_of_mongoose_refuses() -> None:
     with pytest.raises(errors.RejectedError, match="OTA begin failed"):
         push.take(answer(5, code=1, message="OTA begin failed"), 0.0)
     assert SINGLE_CHUNK == 4096
+
+
+def test_a_device_knows_uploads_by_one_of_two_names() -> None:
+    push = SinglePush(100, first_id=5)
+    push.connected(0.0)
+    messages(push)
+    assert push.method == UPLOAD
+    push.take(answer(5, code=Code.UNKNOWN_METHOD), 0.0)
+    assert messages(push) == [(0, 100)]
+    assert push.method == UPDATE
+    with pytest.raises(errors.ConfigError):
+        push.take(answer(6, code=Code.UNKNOWN_METHOD), 0.0)
+    push = SinglePush(100, first_id=5, chunk=50)
+    push.connected(0.0)
+    messages(push)
+    push.take(answer(5, "ok"), 0.0)
+    messages(push)
+    with pytest.raises(errors.ConfigError):
+        push.take(answer(6, code=Code.UNKNOWN_METHOD), 0.0)
 
 
 # --- whatever happens -------------------------------------------------------------------------------------------------
