@@ -5,7 +5,8 @@ lies in the *secondary* area S, which is one logical sector longer: on its way i
 
     before     P │ old 0 │ old 1 │ old 2 │           S │       │ new 0 │ new 1 │ new 2 │      raised
     forward    P[i]→S[i], S[i+1]→P[i], i ascending
-    after      P │ new 0 │ new 1 │ new 2 │           S │ old 0 │ old 1 │ old 2 │ new 2 │      not raised
+               P │ new 0 │ new 1 │ new 2 │           S │ old 0 │ old 1 │ old 2 │ new 2 │
+    after      P │ new 0 │ new 1 │ new 2 │           S │ old 0 │ old 1 │ old 2 │       │      not raised
     reverse    P[i]→S[i+1], S[i]→P[i], i descending, and all is as before
 
 Rules:
@@ -15,6 +16,8 @@ Rules:
   still needed, and a step may be done twice;
 - only sectors that either image occupies move;
 - at the end the whole primary area is compared with what was to come, by CRC-32, and only then the swap is over;
+- what a forward swap leaves behind of the image that moved to the base is erased: the slot of the other one may be
+  known as longer than what moved, its end blank;
 - a destination that does not take its data turns the swap around: what had run is put back in its place;
 - the journal names the image at the base, so that a request that was finished is not run again.
 
@@ -30,7 +33,7 @@ from typing import Protocol
 from zlib import crc32
 
 from mgota.core.geometry import Area, Geometry, Sector, Slot
-from mgota.core.nor import Job, Keep, Kept, Read, rewrite
+from mgota.core.nor import Erase, Job, Keep, Kept, Read, rewrite
 from mgota.core.recordlog import SECTORS, Kind, RecordLog, decode_entry, encode_entry
 from mgota.errors import ConfigError, FlashError, SelectError, StateError
 
@@ -298,7 +301,8 @@ def _check_fits(layout: SwapLayout, state: SwapState) -> None:
 def _begin(layout: SwapLayout, state: SwapState) -> Job[SwapState]:
     """Look how far the two images reach, and what is to lie at the base.
 
-    After a swap one stale sector lies behind the image that went aside: then the journal knows how far they reach.
+    After a reverse swap one stale sector lies before the image that went aside, and after one whose last sector could
+    not be erased one behind it: then the journal knows how far they reach.
     """
     blank = layout.geometry.blank(layout.sector)
     coming = layout.aside(int(state.raised)).start
@@ -345,6 +349,8 @@ def _swap(layout: SwapLayout, journal: Journal, state: SwapState) -> Job[SwapSta
     if (yield from _checksum(layout, state.count)) != state.crc:
         return (yield from _turn_around(layout, journal, state))
     raised = state.phase is Phase.REVERSE
+    if not raised:
+        yield from _clear(layout, layout.aside(state.count))
     done = SwapState(base=state.base.other, raised=raised, count=state.count, tag=state.tag)
     yield from journal.note(done)
     return done
@@ -360,6 +366,15 @@ def _copy(layout: SwapLayout, source: Area, destination: Area) -> Job[bool]:
         except FlashError:
             continue
     return False
+
+
+def _clear(layout: SwapLayout, area: Area) -> Job[None]:
+    """Erase what nobody needs any more; a sector that refuses is no reason to stop."""
+    for sector in layout.geometry.sectors_in(area):
+        try:
+            yield Erase(sector)
+        except FlashError:
+            continue
 
 
 def _checksum(layout: SwapLayout, count: int) -> Job[int | None]:

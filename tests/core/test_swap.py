@@ -343,11 +343,36 @@ def test_only_sectors_that_an_image_occupies_move_each_once_per_copy(old: int, n
     count = -(-max(old, new) // 64)
     p = [TINY.at_base(i).start for i in range(3)]
     s = [TINY.aside(i).start for i in range(4)]
-    ascending = [start for i in range(count) for start in (s[i], p[i])]
+    ascending = [start for i in range(count) for start in (s[i], p[i])] + [s[count]]
     descending = [start for i in reversed(range(count)) for start in (s[i + 1], p[i])]
     for slot, expected in ((B, ascending), (A, descending), (B, ascending)):
         assert moved(board, partial(board.select, slot)) == expected
         assert board.noted().count == count
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_slot_that_is_known_as_longer_than_what_moves_stays_what_it_was(name: str) -> None:
+    """A chip that was not provisioned through mgota is recorded with its whole slot, and its image may end early."""
+    layout = LAYOUTS[name]
+    for old, new in product((1, 64, layout.max_image // 2, layout.max_image), repeat=2):
+        board = Board.of(layout, image(0, old), image(1, new))
+        recorded = board.read(A), board.read(B)
+        for slot in (B, A, B, A):
+            board.select(slot)
+            assert (board.read(A), board.read(B)) == recorded
+
+
+@pytest.mark.parametrize("flaw", [Flaw.ERROR, Flaw.IGNORED])
+def test_a_sector_that_keeps_what_a_swap_leaves_behind_stops_nothing(flaw: Flaw) -> None:
+    board = Board.of(TINY, image(0, 60), image(1, 60))
+    bad = BadFlash(board.flash)
+    bad.fail(Does.ERASE, flaw, sectors=[TINY.aside(1)])
+    assert board.select(B).base is B
+    assert bad.hits == 1
+    bad.mend()
+    assert board.at_base(image(1, 60))
+    assert board.select(A).base is A
+    assert board.at_base(image(0, 60))
 
 
 def test_a_swap_of_nothing_is_refused_and_changes_nothing() -> None:
@@ -429,6 +454,7 @@ def standing(forward: bool, layout: SwapLayout = TINY) -> tuple[Board, Slot]:
     board.flash.poke(layout.aside(0).start, b"garbage " * (layout.sector // 8))
     if not forward:
         board.select(B)
+        board.flash.poke(layout.aside(3).start, b"garbage " * (layout.sector // 8))  # no erase is to be left out
     return board, B if forward else A
 
 
@@ -516,8 +542,8 @@ def at_last_copy(board: Board, forward: bool, act: Callable[[], None]) -> None:
     """Do something once, when the last copy is done and noted: before the checksum."""
     twin = board.fork()
     twin.select(B if forward else A)
-    # In TINY every note begins a sector: an erase, a record, a seal.
-    last = board.flash.operations.changes + twin.flash.operations.changes - 1 - 3
+    # In TINY every note begins a sector: an erase, a record, a seal. A forward swap erases one sector before.
+    last = board.flash.operations.changes + twin.flash.operations.changes - 1 - 3 - forward
 
     def note(operation: Operation) -> None:
         if operation.index == last:
