@@ -10,7 +10,9 @@ Rules:
 - `mount` writes what it read into a fresh sector before anybody acts on it. A record that was torn by a power cut may
   read well now and be gone later: this is the rule that naive journals miss;
 - three sectors, because the one that is erased must be neither the newest nor the one before: two are not enough;
-- epochs keep the remains of a torn erase from winning.
+- epochs keep the remains of a torn erase from winning;
+- a unit that cannot be read at all, as a torn one of flash with ECC, is a torn one if no record follows it;
+- a sector that does not take a record is passed over as long as the newest one stands by itself.
 
 SPEC.md describes the bits, and DESIGN.md why every cut recovers.
 """
@@ -22,7 +24,7 @@ from zlib import crc32
 
 from mgota.core.geometry import Geometry, Sector
 from mgota.core.nor import Erase, Job, Program, Read
-from mgota.errors import ConfigError, FlashError, StateError, VerifyError
+from mgota.errors import ConfigError, FlashError, ReadError, StateError, VerifyError
 
 MAGIC = b"MGL1"
 HEAD = struct.Struct("<4sIHBxI")
@@ -32,6 +34,9 @@ SECTORS = 3
 
 LAST_EPOCH = 0xFFFFFFFF
 """No record has it: a log that got there would begin to lose its newest value."""
+
+ATTEMPTS = 3
+"""How often a read may fail: what a link garbled once is not to count as torn."""
 
 LONGEST = 0xFFFF
 """Bytes of a value that the head can say."""
@@ -79,6 +84,23 @@ class Scanned:
     value: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What was read of a sector.
+
+    Args:
+        data: all of it; in the place of units that cannot be read, what is not blank and no record.
+        torn: offset of the first unit that cannot be read, or None.
+    """
+
+    data: bytes
+    torn: int | None
+
+    def behind(self, unit: int) -> range:
+        """Offsets of the units behind the first one that cannot be read."""
+        return range(0 if self.torn is None else self.torn + unit, len(self.data), unit)
+
+
 class RecordLog:
     """A log of values in three sectors; only its newest value counts.
 
@@ -98,6 +120,7 @@ class RecordLog:
         self._sectors = sectors
         self._kind = kind
         self._blank = geometry.blank(max(sector.length for sector in sectors))
+        self._garbage = bytes(byte ^ 0xFF for byte in self._blank)
         self._order = list(range(SECTORS))  # newest first
         self._epoch = 0
         self._position = 0  # where the next record goes, in the newest sector
@@ -110,30 +133,26 @@ class RecordLog:
         half = min(sector.length for sector in self._sectors) // 2
         return min(half // self._geometry.program_unit * self._geometry.program_unit - HEAD.size, LONGEST)
 
-    def mount(self, fresh: bytes | None) -> Job[bytes | None]:
+    def mount(self) -> Job[bytes | None]:
         """The newest value, after it was written once more. To be called before anything else, at every boot.
 
-        Args:
-            fresh: the value that a new log begins with; None lets a new one stay blank, and its value is None.
+        Returns by the generator's value None if there is none: the log is new, and the first `append` begins it.
 
         Raises:
-            StateError: there is something, but no value in it, and nothing to begin with.
+            StateError: there is something, but no value in it.
             FlashError: the memory failed.
         """
         self._order, self._epoch = [2, 1, 0], 0  # what was known before counts no more
-        scanned: list[Scanned] = []
-        used = 0
-        for index, sector in enumerate(self._sectors):
-            data = yield Read(sector.start, sector.length)
-            used += data != self._blank[: len(data)]
-            if found := self._scan(index, data):
-                scanned.append(found)
+        contents: list[_Content] = []
+        for sector in self._sectors:
+            contents.append((yield from self._read(sector)))  # noqa: PERF401  a comprehension cannot yield
+        scanned = [found for index, content in enumerate(contents) if (found := self._scan(index, content.data))]
+        self._check_readable(contents, max((found.epoch for found in scanned), default=0))
+        used = sum(content.data != self._blank[: len(content.data)] for content in contents)
         if not scanned:
-            if fresh is None and used > 1:  # one sector: the very first record was torn
+            if used > 1:  # one sector: the very first record was torn
                 raise StateError("the record log is damaged: no sector of it begins with a valid record")
-            if fresh is not None:
-                yield from self._open(fresh)
-            return fresh
+            return None
         scanned.sort(key=lambda found: found.epoch, reverse=True)
         source, order = self._choose(scanned)
         self._order, self._epoch = order, scanned[0].epoch
@@ -152,6 +171,42 @@ class RecordLog:
         if self._epoch and self._position + len(data) <= newest.length and (yield from self._put(data)):
             return
         yield from self._open(value)  # full, or a bad unit
+
+    def _read(self, sector: Sector) -> Job["_Content"]:
+        for _ in range(ATTEMPTS):
+            try:
+                return _Content((yield Read(sector.start, sector.length)), None)
+            except FlashError:
+                continue
+        unit = self._geometry.program_unit
+        data, torn = b"", sector.length
+        for at in range(0, sector.length, unit):
+            found = yield from self._read_unit(sector.start + at)
+            data += found or self._garbage[:unit]
+            torn = torn if found else min(torn, at)
+        return _Content(data, torn)
+
+    def _check_readable(self, contents: list["_Content"], newest: int) -> None:
+        """What a cut made unreadable is the last record, or a sector that was being erased: the oldest.
+
+        A record that was whole and cannot be read might matter: to go back to the one before it would undo what was
+        done since.
+        """
+        unread = [content for content in contents if content.torn is not None]
+        if len(unread) == SECTORS and all(self._garbage.startswith(content.data) for content in unread):
+            raise ReadError("the record log cannot be read")
+        for content in unread:
+            entries = (self._entry(content.data, at) for at in content.behind(self._geometry.program_unit))
+            if any(entry[0] >= newest for entry in entries if entry):
+                raise ReadError("a sector of the record log cannot be read, and it may be the newest")
+
+    def _read_unit(self, offset: int) -> Job[bytes | None]:
+        for _ in range(ATTEMPTS):
+            try:
+                return (yield Read(offset, self._geometry.program_unit))
+            except FlashError:
+                continue
+        return None
 
     def _scan(self, index: int, data: bytes) -> Scanned | None:
         first = self._entry(data, 0)
@@ -180,15 +235,24 @@ class RecordLog:
         return scanned[0], [newest, second, SECTORS - newest - second]
 
     def _open(self, value: bytes) -> Job[None]:
-        """Begin the oldest sector with `value`, and seal it."""
-        index = self._order[-1]
-        self._epoch, self._position = self._epoch + 1, 0
-        self._order = [index, *self._order[:-1]]
-        data = self._padded(value)
-        yield Erase(self._sectors[index])
-        for _ in range(2):
-            if not (yield from self._put(data)):
-                raise VerifyError(f"the record log's sector at {self._sectors[index].start:#x} does not keep a record")
+        """Begin the oldest sector with `value`, and seal it; the one after it if that does not keep it."""
+        self._padded(value)
+        before = self._order
+        for index in before[:0:-1]:
+            self._epoch, self._position = self._epoch + 1, 0
+            self._order = [index, *(other for other in self._order if other != index)]
+            if (yield from self._begin(self._sectors[index], self._padded(value))):
+                return
+        self._order, self._position = before, self._sectors[before[0]].length  # the newest one stands, and is kept
+        raise VerifyError("the record log's sectors do not keep a record")
+
+    def _begin(self, sector: Sector, data: bytes) -> Job[bool]:
+        """Erase a sector and write its first record, twice: whether it keeps it."""
+        try:
+            yield Erase(sector)
+        except FlashError:
+            return False
+        return (yield from self._put(data)) and (yield from self._put(data))
 
     def _put(self, data: bytes) -> Job[bool]:
         """Program the next record of the newest sector and read it back."""

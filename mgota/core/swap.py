@@ -197,8 +197,8 @@ class SwapState:
 class Journal(Protocol):
     """Where the state of a swap survives power cuts."""
 
-    def mount(self) -> Job[SwapState]:
-        """The state, made durable once more before anybody acts on it.
+    def mount(self) -> Job[SwapState | None]:
+        """The state, made durable once more before anybody acts on it; None if there is none, as of a new memory.
 
         Raises:
             FlashError: it could not be read, or is damaged.
@@ -224,10 +224,13 @@ class ChipJournal:
     def __init__(self, log: RecordLog) -> None:
         self._log = log
 
-    def mount(self) -> Job[SwapState]:
-        """The state; of a new memory, that of one which runs slot a."""
-        value = yield from self._log.mount(SwapState().encode())
-        return SwapState.decode(value or b"")
+    def mount(self) -> Job[SwapState | None]:
+        """The state; None also if these sectors hold something else, as of a chip that had other firmware."""
+        try:
+            value = yield from self._log.mount()
+        except StateError:
+            return None
+        return None if value is None else SwapState.decode(value)
 
     def note(self, state: SwapState) -> Job[None]:
         """Append the state."""
@@ -237,17 +240,27 @@ class ChipJournal:
 class HostJournal:
     """A journal beside the memory, where a write is atomic."""
 
-    def mount(self) -> Job[SwapState]:
-        """The state; that of a memory which runs slot a if nothing was kept."""
+    def mount(self) -> Job[SwapState | None]:
+        """The state; None if nothing was kept."""
         kept = yield Kept()
         if not kept:
-            return SwapState()
+            return None
         entry = decode_entry(kept, Kind.SWAP)
         return SwapState.decode(entry[1] if entry else b"")
 
     def note(self, state: SwapState) -> Job[None]:
         """Keep the state."""
         yield Keep(encode_entry(state.tag, Kind.SWAP, state.encode()))
+
+
+def begin_journal(journal: Journal) -> Job[SwapState]:
+    """Note what is true of a new memory: it runs slot a.
+
+    From then on a journal that is missing is a lost one.
+    """
+    state = SwapState()
+    yield from journal.note(state)
+    return state
 
 
 def select(layout: SwapLayout, journal: Journal, state: SwapState, slot: Slot) -> Job[SwapState]:

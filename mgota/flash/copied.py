@@ -18,11 +18,11 @@ from mgota.core.geometry import Area, Slot
 from mgota.core.nor import Job
 from mgota.core.recordlog import Kind, RecordLog
 from mgota.core.swap import ChipJournal, HostJournal, Phase, SwapLayout, SwapState
-from mgota.errors import ConfigError, FlashError, TooLargeError
+from mgota.errors import ConfigError, FlashError, StateError, TooLargeError
 from mgota.flash.areas import extent_of, read_slot
 from mgota.flash.jobs import Beside, carry_out
 from mgota.flash.writer import NorWriter, reopened
-from mgota.ports import Flushable
+from mgota.ports import Flushable, StateStore
 
 
 class CopiedFlash:
@@ -32,6 +32,8 @@ class CopiedFlash:
         flash: the memory.
         layout: of images and journal.
         journal: a `DurableFile` for the journal, where the layout has none on the chip.
+        state: where the device's boot record is. Where it has one, a journal that is missing is no new one: it was
+            lost, and with it the knowledge of which image lies where.
         crc: the checksum of the read-back.
 
     Raises:
@@ -39,13 +41,20 @@ class CopiedFlash:
     """
 
     def __init__(
-        self, flash: Flushable, layout: SwapLayout, journal: Beside | None = None, *, crc: str = "crc-32"
+        self,
+        flash: Flushable,
+        layout: SwapLayout,
+        journal: Beside | None = None,
+        *,
+        state: StateStore | None = None,
+        crc: str = "crc-32",
     ) -> None:
         if not layout.journal and journal is None:
             raise ConfigError("this flash memory has no room for a journal: it needs a file for it")
         self.layout = layout
         self._flash = flash
         self._file = journal
+        self._store = state
         self._crc = crc
         self._journal = (
             ChipJournal(RecordLog(layout.geometry, layout.journal, Kind.SWAP)) if layout.journal else HostJournal()
@@ -180,8 +189,19 @@ class CopiedFlash:
 
     async def _mounted(self) -> SwapState:
         if self._state is None:
-            self._state = await carry_out(self._journal.mount(), self._flash, self._file)
+            state = await carry_out(self._journal.mount(), self._flash, self._file)
+            if state is None:
+                await self._check_new()
+                state = await carry_out(swap.begin_journal(self._journal), self._flash, self._file)
+            self._state = state
         return self._state
+
+    async def _check_new(self) -> None:
+        if self._store is not None and await self._store.load() is not None:
+            raise StateError(
+                "the journal of the swap is gone, and a boot record is there: nobody knows which image lies where. "
+                "A new chip begins without both"
+            )
 
     async def _note(self, state: SwapState) -> None:
         self._state = None  # until it is noted, nobody knows

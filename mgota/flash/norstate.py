@@ -50,7 +50,7 @@ class NorState:
         async with self._lock:
             if not self._mounted:
                 try:
-                    self._value = await carry_out(self._log.mount(None), self._flash)
+                    self._value = await carry_out(self._log.mount(), self._flash)
                 except StateError:
                     raise
                 except FlashError as exc:
@@ -80,7 +80,7 @@ class NorState:
     async def _mount_again(self) -> None:
         """To store over what cannot be read is how an operator gets out of it."""
         try:
-            await carry_out(self._log.mount(None), self._flash)
+            await carry_out(self._log.mount(), self._flash)
         except StateError:
             return  # damaged: the log begins anew
         except FlashError as exc:

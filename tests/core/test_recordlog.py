@@ -44,14 +44,27 @@ def log_on(flash: NorSimulator, kind: type[RecordLog] = RecordLog) -> RecordLog:
     return kind(flash.geometry, flash.geometry.sectors[-3:], Kind.STATE)
 
 
+def begun(log: RecordLog, fresh: bytes | None) -> Job[bytes | None]:
+    """Mount; a new log, or one that is lost, begins with a value if there is one for it."""
+    found = None
+    try:
+        found = yield from log.mount()
+    except StateError:
+        if fresh is None:
+            raise
+    if found is None and fresh is not None:
+        yield from log.append(fresh)
+    return fresh if found is None else found
+
+
 def mount(flash: NorSimulator, fresh: bytes | None = None, kind: type[RecordLog] = RecordLog) -> bytes | None:
     """What a new process finds."""
-    return carry_out_now(log_on(flash, kind).mount(fresh), flash)
+    return carry_out_now(begun(log_on(flash, kind), fresh), flash)
 
 
 def mounted(flash: NorSimulator, fresh: bytes | None = None) -> RecordLog:
     log = log_on(flash)
-    carry_out_now(log.mount(fresh), flash)
+    carry_out_now(begun(log, fresh), flash)
     return log
 
 
@@ -129,7 +142,7 @@ def test_a_value_is_as_long_as_a_sector_that_holds_it_twice(sector: int, unit: i
     log = log_on(flash)
     assert log.max_value == longest
     value = bytes(i % 255 for i in range(longest))
-    assert carry_out_now(log.mount(value), flash) == value
+    assert carry_out_now(begun(log, value), flash) == value
     for i in range(4):
         append(flash, log, bytes([i]) * longest)
     with pytest.raises(StateError, match="does not fit"):
@@ -159,10 +172,10 @@ def test_sectors_of_different_lengths_go_by_the_shortest() -> None:
     flash = NorSimulator(geometry)
     log = RecordLog(geometry, geometry.sectors[:3], Kind.STATE)
     assert log.max_value == 16
-    carry_out_now(log.mount(b"0"), flash)
+    carry_out_now(begun(log, b"0"), flash)
     for i in range(40):
         append(flash, log, b"%d" % i)
-    assert carry_out_now(RecordLog(geometry, geometry.sectors[:3], Kind.STATE).mount(None), flash) == b"39"
+    assert carry_out_now(RecordLog(geometry, geometry.sectors[:3], Kind.STATE).mount(), flash) == b"39"
 
 
 def test_a_value_that_does_not_fit_touches_nothing() -> None:
@@ -178,15 +191,15 @@ def test_a_value_that_does_not_fit_touches_nothing() -> None:
     st.lists(st.one_of(st.none(), st.binary(max_size=16)), max_size=30),
 )
 @settings(max_examples=60)
-def test_the_newest_value_is_found_again(geometry: Geometry, begun: bool, script: list[bytes | None]) -> None:
+def test_the_newest_value_is_found_again(geometry: Geometry, fresh: bool, script: list[bytes | None]) -> None:
     """Values are appended, and None is a restart."""
     flash = NorSimulator(geometry)
-    newest = b"fresh" if begun else None
+    newest = b"fresh" if fresh else None
     log = mounted(flash, newest)
     for value in script:
         if value is None:
             log = log_on(flash)
-            assert carry_out_now(log.mount(newest if begun else None), flash) == newest
+            assert carry_out_now(begun(log, newest if fresh else None), flash) == newest
         else:
             append(flash, log, value)
             newest = value
@@ -200,7 +213,7 @@ def test_the_newest_value_is_found_again(geometry: Geometry, begun: bool, script
 def test_a_new_log_may_stay_blank_until_its_first_value() -> None:
     flash = NorSimulator(SMALL)
     log = log_on(flash)
-    assert carry_out_now(log.mount(None), flash) is None
+    assert carry_out_now(log.mount(), flash) is None
     assert flash.operations.changes == 0
     append(flash, log, b"first")
     assert mount(flash) == b"first"
@@ -309,19 +322,19 @@ CONTENT = st.builds(b"".join, st.lists(RECORDS | st.binary(max_size=40), max_siz
 
 
 @given(st.lists(CONTENT, min_size=3, max_size=3), st.booleans())
-def test_any_bytes_give_a_value_or_none_or_a_clear_error(content: list[bytes], begun: bool) -> None:
+def test_any_bytes_give_a_value_or_none_or_a_clear_error(content: list[bytes], fresh: bool) -> None:
     flash = laid(*content)
     log = log_on(flash)
     try:
-        value = carry_out_now(log.mount(b"fresh" if begun else None), flash)
+        value = carry_out_now(begun(log, b"fresh" if fresh else None), flash)
     except StateError:
-        assert not begun
+        assert not fresh
         append(flash, log, b"anew")
         assert mount(flash) == b"anew"
         return
     if value is not None:
         log = log_on(flash)
-        assert carry_out_now(log.mount(None), flash) == value
+        assert carry_out_now(log.mount(), flash) == value
     append(flash, log, b"next")
     assert mount(flash) == b"next"
     assert not flash.operations.broken_rules
@@ -344,7 +357,7 @@ def test_a_log_that_was_damaged_under_a_running_process_begins_anew() -> None:
         flash.erase_now(sector)
         flash.poke(sector.start, b"\0" * 4)
     with pytest.raises(StateError, match="damaged"):
-        carry_out_now(log.mount(None), flash)
+        carry_out_now(log.mount(), flash)
     append(flash, log, b"operator")  # not behind the records that are gone
     assert mount(flash) == b"operator"
 
@@ -376,31 +389,94 @@ def test_a_bad_unit_sends_the_record_to_the_next_sector(flaw: str) -> None:
 
 
 @pytest.mark.parametrize(("flaw", "unit"), list(product(["stuck", "ignored", "error"], [0, 32])))
-def test_a_bad_sector_is_an_error_and_the_value_before_stands(flaw: str, unit: int) -> None:
+def test_a_sector_that_keeps_nothing_is_passed_over(flaw: str, unit: int) -> None:
+    """When its turn comes in an append, and in every mount."""
     flash = NorSimulator(SMALL)
     log = mounted(flash, b"0")
+    spoil(flash, flaw, Sector(at(1).start + unit, 32))
+    for number in range(1, 20):
+        append(flash, log, b"%d" % number)
+        if number % 3 == 0:
+            assert mount(flash) == b"%d" % number
+            log = mounted(flash)
+    assert mount(flash) == b"19"
+
+
+@pytest.mark.parametrize("unit", [0, 32])
+def test_two_sectors_that_keep_nothing_are_an_error_and_the_value_before_stands(unit: int) -> None:
+    flash = NorSimulator(SMALL)
+    log = mounted(flash, b"0")
+    bad = BadFlash(flash)
+    bad.fail(Does.PROGRAM, Flaw.IGNORED, sectors=[Sector(at(index).start + unit, 32) for index in (1, 2)])
     append(flash, log, b"1")
     append(flash, log, b"2")
-    bad = spoil(flash, flaw, Sector(at(1).start + unit, 32))
-    with pytest.raises(VerifyError, match="does not keep a record"):
-        append(flash, log, b"3")
+    for _ in range(3):
+        with pytest.raises(VerifyError, match="do not keep a record"):
+            append(flash, log, b"3")
     bad.mend()
     # The first record may have been written before the seal was refused: then it is the newest, and as good.
     assert mount(flash) in ((b"2", b"3") if unit else (b"2",))
 
 
-def test_a_memory_that_cannot_be_read_or_erased_is_an_error_and_loses_nothing() -> None:
+@pytest.mark.parametrize("kind", [Does.READ, Does.ERASE])
+def test_a_memory_that_cannot_be_read_or_erased_is_an_error_and_loses_nothing(kind: Does) -> None:
     flash = NorSimulator(SMALL)
     mount(flash, b"value")
-    for kind in (Does.READ, Does.ERASE):
-        bad = BadFlash(flash)
-        bad.fail(kind, Flaw.ERROR, times=1)
-        with pytest.raises(FlashError) as failed:
-            mount(flash)
-        assert not isinstance(failed.value, StateError)
-        assert isinstance(failed.value, ReadError) == (kind is Does.READ)
-        bad.mend()
-        assert mount(flash) == b"value"
+    bad = BadFlash(flash)
+    bad.fail(kind, Flaw.ERROR)
+    with pytest.raises(FlashError) as failed:
+        mount(flash)
+    assert not isinstance(failed.value, StateError)
+    assert isinstance(failed.value, ReadError) == (kind is Does.READ)
+    bad.mend()
+    assert mount(flash) == b"value"
+
+
+def unreadable(flash: NorSimulator, *areas: Sector, times: int | None = None) -> None:
+    BadFlash(flash).fail(Does.READ, Flaw.ERROR, sectors=areas, times=times)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_read_that_fails_once_or_twice_is_made_again(times: int) -> None:
+    flash = NorSimulator(SMALL)
+    log = mounted(flash, b"0")
+    append(flash, log, b"1")
+    unreadable(flash, Sector(at(0).start + 64, 32), times=times)
+    assert mount(flash) == b"1"
+
+
+def test_a_unit_that_a_cut_made_unreadable_is_a_torn_record() -> None:
+    """As of flash with ECC: the last record of the newest sector, its seal, its first record."""
+    full = entry(6, b"6") * 2 + entry(6, b"six") * 2
+    flash = laid(full, entry(7, b"seven") * 2 + entry(7, b"torn"))
+    unreadable(flash, Sector(at(1).start + 64, 32))
+    assert mount(flash) == b"seven"
+
+    flash = laid(full, entry(7, b"seven") * 2)
+    unreadable(flash, Sector(at(1).start + 32, 16))  # sealed all the same: its first record was complete
+    assert mount(flash) == b"seven"
+
+    flash = laid(full, entry(7, b"seven"))
+    unreadable(flash, Sector(at(1).start, 16))
+    assert mount(flash) == b"six"
+
+    flash = laid(full, entry(7, b"seven") * 2, entry(5, b"five") * 2)
+    unreadable(flash, at(2))  # its erase was torn
+    assert mount(flash) == b"seven"
+
+    flash = laid(full, entry(7, b"seven") * 2, entry(5, b"five") * 4)
+    unreadable(flash, Sector(at(2).start, 16), Sector(at(2).start + 64, 16))  # and left records behind
+    assert mount(flash) == b"seven"
+
+
+def test_a_whole_record_that_cannot_be_read_is_never_passed_over() -> None:
+    """What it says is newer than what is before it: to go back to that would undo what was done since."""
+    flash = laid(entry(6, b"6") * 4, entry(7, b"seven") * 2 + entry(7, b"8") + entry(7, b"9"))
+    for first in (0, 32, 64):
+        twin = flash.fork()
+        unreadable(twin, Sector(at(1).start + first, 16))
+        with pytest.raises(ReadError, match="cannot be read"):
+            mount(twin)
 
 
 # --- power cuts ------------------------------------------------------------------------------------------------------
@@ -418,7 +494,7 @@ def lives(flash: NorSimulator, power: PowerSupply, random: Random, cuts: int) ->
         power.cut_at(random.randrange(9), random.choice(ALL_MODES))
         try:
             log = log_on(flash)
-            found = carry_out_now(log.mount(None), flash)
+            found = carry_out_now(log.mount(), flash)
             assert found in allowed
             allowed = {found}
             while True:
@@ -499,9 +575,9 @@ class CommitsNothing(RecordLog):
 
     mounting = False
 
-    def mount(self, fresh: bytes | None) -> Job[bytes | None]:
+    def mount(self) -> Job[bytes | None]:
         self.mounting = True
-        found = yield from super().mount(fresh)
+        found = yield from super().mount()
         self.mounting = False
         return found
 
@@ -528,11 +604,11 @@ class TwoSectors(RecordLog):
         yield from super()._open(value)
 
 
-def begun(kind: type[RecordLog]) -> NorSimulator:
+def in_use(kind: type[RecordLog]) -> NorSimulator:
     """A memory whose log has been in use for a while: all of its sectors were."""
     flash = NorSimulator(SMALL)
     log = log_on(flash, kind)
-    carry_out_now(log.mount(b"0"), flash)
+    carry_out_now(begun(log, b"0"), flash)
     for number in range(1, 11):
         append(flash, log, b"%d" % number)
     assert mount(flash, kind=kind) == b"10"
@@ -541,7 +617,7 @@ def begun(kind: type[RecordLog]) -> NorSimulator:
 
 def survives_three_cuts_in_first_records(kind: type[RecordLog]) -> bool:
     """Each mount is cut off in the first record, which reads well until the next mount but one."""
-    flash = begun(kind)
+    flash = in_use(kind)
     for reads in (2, 1):
         cut(flash, lambda: mount(flash, b"lost", kind), FIRST, CutMode.VALID_THEN_BLANK, reads)
     cut(flash, lambda: mount(flash, b"lost", kind), FIRST, CutMode.NOTHING, 0)
@@ -550,9 +626,9 @@ def survives_three_cuts_in_first_records(kind: type[RecordLog]) -> bool:
 
 def survives_a_record_that_reads_well_once(kind: type[RecordLog]) -> bool:
     """The last append is cut off, and whoever mounts may act on what it read."""
-    flash = begun(kind)
+    flash = in_use(kind)
     log = log_on(flash, kind)
-    carry_out_now(log.mount(None), flash)
+    carry_out_now(log.mount(), flash)
     cut(flash, lambda: append(flash, log, b"11"), 0, CutMode.VALID_THEN_BLANK, 2)
     found = mount(flash, kind=kind)
     assert found == b"11"
@@ -561,7 +637,7 @@ def survives_a_record_that_reads_well_once(kind: type[RecordLog]) -> bool:
 
 def survives_a_seal_that_reads_well_once(kind: type[RecordLog]) -> bool:
     """The seal, then the erase that it allowed, and then the next first record."""
-    flash = begun(kind)
+    flash = in_use(kind)
     cut(flash, lambda: mount(flash, b"lost", kind), SEAL, CutMode.VALID_THEN_BLANK, 1)
     cut(flash, lambda: mount(flash, b"lost", kind), 0, CutMode.BLANK_THEN_VALID, 1)
     cut(flash, lambda: mount(flash, b"lost", kind), FIRST, CutMode.NOTHING, 0)

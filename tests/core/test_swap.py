@@ -195,7 +195,7 @@ def test_the_bits_of_a_state() -> None:
 def test_a_damaged_journal_beside_the_memory_is_an_error(data: bytes) -> None:
     flash = NorSimulator(uniform(512, 64))
     cell = flash.cell("journal")
-    assert carry_out_now(HostJournal().mount(), flash, cell) == SwapState()
+    assert carry_out_now(HostJournal().mount(), flash, cell) is None
     for wrong in (data, encode_entry(1, Kind.STATE, SwapState().encode()), encode_entry(1, Kind.SWAP, data[:15])):
         cell.store(wrong)
         with pytest.raises(StateError, match="damaged"):
@@ -210,6 +210,12 @@ def test_a_job_that_keeps_something_needs_a_place_for_it() -> None:
 # --- a chip ----------------------------------------------------------------------------------------------------------
 
 TINY = plan_swap(uniform(10 * 64, 64, program_unit=16), CHIP)  # three sectors a slot
+
+
+def mounted(journal: ChipJournal | HostJournal) -> Job[SwapState]:
+    """What the journal says; a new one begins."""
+    state = yield from journal.mount()
+    return state or (yield from swap.begin_journal(journal))
 
 
 @dataclass
@@ -250,18 +256,18 @@ class Board:
     def select(self, slot: Slot) -> SwapState:
         """As a process that has just started does it."""
         journal = self.journal()
-        state = self.run(journal.mount())
+        state = self.run(mounted(journal))
         assert state.phase is Phase.IDLE
         return self.run(swap.select(self.layout, journal, state, slot))
 
     def recover(self) -> SwapState:
         journal = self.journal()
-        return self.run(swap.recover(self.layout, journal, self.run(journal.mount())))
+        return self.run(swap.recover(self.layout, journal, self.run(mounted(journal))))
 
     def noted(self) -> SwapState:
         """What the journal says, for a test that looks."""
         twin = self.fork()
-        return twin.run(twin.journal().mount())
+        return twin.run(mounted(twin.journal()))
 
     def read(self, slot: Slot) -> bytes:
         """All of a slot, as an idle journal says where it lies."""
@@ -589,6 +595,7 @@ def test_a_link_that_is_lost_gives_nothing_up(layout: SwapLayout, forward: bool)
     index = 0
     while True:
         board, slot = standing(forward, layout)
+        board.recover()  # the journal of a new memory begins
         bad = BadFlash(board.flash)
         lost_at = board.flash.operations.changes + index
 
@@ -681,9 +688,9 @@ class CommitsNothing(RecordLog):
 
     mounting = False
 
-    def mount(self, fresh: bytes | None) -> Job[bytes | None]:
+    def mount(self) -> Job[bytes | None]:
         self.mounting = True
-        found = yield from super().mount(fresh)
+        found = yield from super().mount()
         self.mounting = False
         return found
 

@@ -67,7 +67,7 @@ def scratch_cuts(modes: tuple[CutMode, ...]) -> tuple[int, int]:
 class NaiveLog(RecordLog):
     """Records with a CRC, numbered, one after the other, sector after sector. The last valid one counts at once."""
 
-    def mount(self, fresh: bytes | None) -> Job[bytes | None]:
+    def mount(self) -> Job[bytes | None]:
         """The newest value, as it reads now."""
         self._epoch, self._order, newest = 0, [0, 1, 2], None
         for index, sector in enumerate(self._sectors):
@@ -77,9 +77,6 @@ class NaiveLog(RecordLog):
                 if number > self._epoch:
                     self._epoch, self._position, newest = number, end, value
                     self._order = [index, (index + 1) % 3, (index + 2) % 3]
-        if newest is None and fresh is not None:
-            yield from self._open(fresh)
-            return fresh
         return newest
 
     def append(self, value: bytes) -> Job[None]:
@@ -114,10 +111,10 @@ class NoRecommit(RecordLog):
 
     mounting = False
 
-    def mount(self, fresh: bytes | None) -> Job[bytes | None]:
+    def mount(self) -> Job[bytes | None]:
         """The newest value, as it reads now."""
         self.mounting = True
-        found = yield from super().mount(fresh)
+        found = yield from super().mount()
         self.mounting = False
         return found
 

@@ -94,7 +94,9 @@ class SwapBench:
         self.journal: Journal = (
             ChipJournal(self.make_log(layout.geometry, layout.journal, Kind.SWAP)) if layout.journal else HostJournal()
         )
-        state = carry_out_now(self.journal.mount(), self.flash, self.beside)
+        state = carry_out_now(self.journal.mount(), self.flash, self.beside) or carry_out_now(
+            swap.begin_journal(self.journal), self.flash, self.beside
+        )
         self.state = carry_out_now(swap.recover(layout, self.journal, state), self.flash, self.beside)
 
     def ask(self, goal: Slot, tag: int) -> None:
