@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from mgota.cli.options import FILE, FOLDER
-from mgota.cli.virtual_device import VirtualDevice, chip, two_slots
+from mgota.cli.virtual_device import PART, VirtualDevice, beside, chip, two_slots
+from mgota.core.http import one_line
 from mgota.core.inspect import Inspect
 from mgota.device import Device
-from mgota.errors import ConfigError
+from mgota.errors import ConfigError, OtaError
 from mgota.flash.files import FileLock
 from mgota.flash.virtual import VirtualReset, VirtualWatchdog
 from mgota.linux.state import FileState
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 CUSTOM = "custom"
-CHIP_FILES = ("opt", "lock", "power")
+CHIP_FILES = ("opt", "lock", PART)
 """What lies beside --flash FILE, as FILE.opt."""
 
-JOURNAL = "journal"
+STATE_FILES = ("journal", "lock", "power")
 """What lies beside --state FILE."""
 
 
@@ -129,7 +130,7 @@ def _checked(
         if not state or not (flash or backend):
             raise click.UsageError("--target needs --flash FILE and --state FILE")
         factory = _factory(backend) if backend else None
-    if flash and state:
+    if state:
         _check_files(flash, state)
     inspect = _inspect(found) if found and check_image else None
     return Place(slots=slots, target=found, flash=flash, state=state, backend=factory, inspect=inspect)
@@ -167,27 +168,44 @@ def _factory(name: str) -> Callable[..., object]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         factory: object = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, SyntaxError) as exc:
-        raise click.UsageError(f"--backend {name} cannot be loaded: {exc}") from exc
+    except Exception as exc:  # whatever that module does when it is imported
+        raise click.UsageError(f"--backend {name} cannot be loaded: {_said(exc)}") from exc
     if not callable(factory):
         raise click.UsageError(f"--backend {name} is no function")
     return factory
 
 
-def _check_files(flash: Path, state: Path) -> None:
-    """Every file is another one."""
-    chip_files = {flash.resolve(), *(Path(f"{flash.resolve()}.{ending}") for ending in CHIP_FILES)}
-    if {state.resolve(), Path(f"{state.resolve()}.{JOURNAL}")} & chip_files:
-        raise click.UsageError("the boot record needs a file of its own: --state is one of the chip's")
+def _said(exc: BaseException) -> str:
+    """What an exception of somebody else's code says, in one line."""
+    return one_line(f"{type(exc).__name__}: {exc}")
+
+
+def _check_files(flash: Path | None, state: Path) -> None:
+    """Every file is another one, and can be made where it is to be."""
+    for path, option in ((flash, "--flash"), (state, "--state")):
+        if path and path.is_dir():
+            raise click.UsageError(f"{option} {path} is a directory")
+        if path and not path.resolve().parent.is_dir():
+            raise click.UsageError(f"{option} {path} lies in no directory")
+    if flash:
+        chip_files = {flash.resolve(), *(beside(flash.resolve(), ending) for ending in CHIP_FILES)}
+        if {state.resolve(), *(beside(state.resolve(), ending) for ending in STATE_FILES)} & chip_files:
+            raise click.UsageError("the boot record needs a file of its own: --state is one of the chip's")
 
 
 def _custom(factory: Callable[..., object], flash: Path | None, state: Path, **options: Any) -> VirtualDevice:
-    backend = factory(flash) if flash else factory()
+    state = state.resolve()
+    try:
+        backend = factory(flash) if flash else factory()
+    except OtaError:
+        raise
+    except Exception as exc:  # no fault of mgota's: say whose
+        raise ConfigError(f"the backend's factory failed: {_said(exc)}") from exc
     if not isinstance(backend, FlashBackend):
         raise ConfigError(f"the backend's factory returned {type(backend).__name__}, which is no FlashBackend")
     reset, watchdog = VirtualReset(), VirtualWatchdog()
-    lock = FileLock(state.with_name(f"{state.name}.lock"))
+    lock = FileLock(beside(state, "lock"))
     device = Device(flash=backend, state=FileState(state), watchdog=watchdog, reset=reset, lock=lock, **options)
     latch: Callable[[], Awaitable[object]] = getattr(backend, "boot", backend.recover)
-    power = FileLock(state.with_name(f"{state.name}.power"))
+    power = (FileLock(beside(state, "power")),)
     return VirtualDevice(device=device, latch=latch, reset=reset, watchdog=watchdog, power=power)

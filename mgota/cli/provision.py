@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 
 import anyio
@@ -12,7 +11,7 @@ from anyio import to_thread
 
 from mgota.cli.options import FILE, FOLDER, as_json, read_verifier, trust_options
 from mgota.cli.place import Place, place_options
-from mgota.cli.virtual_device import VirtualDevice, powered
+from mgota.cli.virtual_device import powered
 from mgota.core.image import ImageScan, Verifier
 from mgota.device import VerifiedImage
 from mgota.errors import BusyError, ConfigError
@@ -48,7 +47,7 @@ def provision(
     size = _size(image)
     if place.slots and place.slots.is_dir() and launcher_info(place.slots):
         raise BusyError(f"`mgota run` is at work in {place.slots}: stop it first, or push the image as an update")
-    written = anyio.run(_write, partial(place.device, verifier=verifier), image, size, verifier, force)
+    written = anyio.run(_write, place, image, size, verifier, force)
     if as_json:
         found = {"slot": written.slot.value, "size": written.size, "image_size": written.image_size}
         click.echo(json.dumps({**found, "sha256": written.sha256, "version": written.version}))
@@ -68,23 +67,23 @@ def _size(path: Path) -> int:
         raise ConfigError(f"{path} cannot be read: {str(exc.strerror).lower()}") from exc
 
 
-async def _write(
-    make: "partial[VirtualDevice]", image: Path, size: int, verifier: Verifier | None, force: bool
-) -> VerifiedImage:
-    await _check(image, size, verifier)  # a refusal leaves the device as it was
-    machine = make()
+async def _write(place: Place, image: Path, size: int, verifier: Verifier | None, force: bool) -> VerifiedImage:
+    await _check(place, image, size, verifier)  # a refusal leaves the device as it was
+    machine = place.device(verifier=verifier)
     with powered(machine):
         await machine.latch()
         return await write_first(machine.device, _blocks(image), size=size, force=force)
 
 
-async def _check(image: Path, size: int, verifier: Verifier | None) -> None:
-    if verifier is None or not size:
+async def _check(place: Place, image: Path, size: int, verifier: Verifier | None) -> None:
+    if not size or not (verifier or place.inspect):
         return
-    scan = ImageScan(size, trailer=verifier.trailer)
+    scan = ImageScan(size, trailer=verifier.trailer if verifier else None, inspect=place.inspect)
     async for block in _blocks(image):
         scan.update(block)
-    verifier.check(scan)
+    if verifier:
+        verifier.check(scan)
+    scan.expect_this_chip()
 
 
 async def _blocks(path: Path) -> AsyncIterator[bytes]:

@@ -13,7 +13,7 @@ loader or the chip starts it again. Rules:
 
 import logging
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ import anyio
 
 from mgota.core.record import Outcome
 from mgota.device import Device
-from mgota.errors import OtaError, UpdateRunningError
-from mgota.flash.files import FileLock
+from mgota.errors import ConfigError, OtaError, UpdateRunningError
+from mgota.flash.files import FileLock, replace_file, sync_directory
 from mgota.flash.virtual import VirtualReset, VirtualWatchdog
 from mgota.linux.environment import LAUNCHER, LOCK, STATE
 from mgota.linux.slots import FileSlots
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from mgota.flash.targets.table import Target
 
 log = logging.getLogger("mgota.virtual")
+
+PART = "part"
+"""FILE.part says which chip's flash memory FILE is."""
 
 Serving = Callable[[Device], AbstractAsyncContextManager[object]]
 """How a device is reached while it runs: `mgota.transports.http.serve`, its options given."""
@@ -48,14 +51,14 @@ class VirtualDevice:
         latch: out of reset, the slot that is selected becomes the running one.
         reset: its reset line.
         watchdog: what bites when it is not fed.
-        power: held while it runs: one process at a time is this device.
+        power: held while it runs: one process at a time is this device, and has each of its files.
     """
 
     device: Device
     latch: Callable[[], Awaitable[object]]
     reset: VirtualReset
     watchdog: VirtualWatchdog
-    power: FileLock
+    power: tuple[FileLock, ...]
 
 
 def two_slots(directory: Path, **options: Any) -> VirtualDevice:
@@ -69,7 +72,7 @@ def two_slots(directory: Path, **options: Any) -> VirtualDevice:
     state, lock = FileState(slots.directory / STATE), FileLock(slots.directory / LOCK)
     device = Device(flash=slots, state=state, watchdog=watchdog, reset=reset, lock=lock, **options)
     power = FileLock(slots.directory / LAUNCHER)
-    return VirtualDevice(device=device, latch=slots.boot, reset=reset, watchdog=watchdog, power=power)
+    return VirtualDevice(device=device, latch=slots.boot, reset=reset, watchdog=watchdog, power=(power,))
 
 
 def chip(target: "Target", flash: Path, state: Path, **options: Any) -> VirtualDevice:
@@ -80,20 +83,66 @@ def chip(target: "Target", flash: Path, state: Path, **options: Any) -> VirtualD
         flash: the raw array; made if it is missing.
         state: the boot record; a journal of the gateway lies beside it, as STATE.journal.
         options: further arguments of `Device`.
+
+    Raises:
+        ConfigError: these files are not those of one such chip.
     """
     from mgota.flash.targets.virtual import virtual_target  # noqa: PLC0415  `serve --slots` stays small without
 
-    reset = VirtualReset()
-    found = virtual_target(target, flash, journal=state.with_name(f"{state.name}.journal"), reset=reset)
-    parts: dict[str, Any] = {
-        "flash": found.backend,
-        "state": FileState(state),
-        "watchdog": found.watchdog,
-        "lock": found.lock,
-    }
+    flash, state = flash.resolve(), state.resolve()  # whatever name they go by, they are locked as what they are
+    journal, reset, store = beside(state, "journal"), VirtualReset(), FileState(state)
+    try:
+        check_pair(f"{target.name} {target.part}", flash, state, journal)
+        found = virtual_target(target, flash, journal=journal, state=store, reset=reset)
+        note_part(f"{target.name} {target.part}", flash)
+    except OSError as exc:
+        raise ConfigError(f"the files of the chip {flash} cannot be used: {str(exc.strerror).lower()}") from exc
+    parts: dict[str, Any] = {"flash": found.backend, "state": store, "watchdog": found.watchdog, "lock": found.lock}
     device = Device(reset=reset, **parts, **options)
-    power = FileLock(flash.with_name(f"{flash.name}.power"))
+    power = (FileLock(flash), FileLock(beside(state, "power")))
     return VirtualDevice(device=device, latch=found.boot, reset=reset, watchdog=found.watchdog, power=power)
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The file that lies beside another one, as PATH.ending."""
+    return path.with_name(f"{path.name}.{ending}")
+
+
+def check_pair(part: str, flash: Path, state: Path, journal: Path) -> None:
+    """Whether a raw array and a boot record can be those of one chip. Forgets the journal of a chip that is gone.
+
+    Args:
+        part: target and part.
+        flash: the raw array.
+        state: the boot record.
+        journal: of a swap, beside the boot record.
+
+    Raises:
+        ConfigError: not so.
+        OSError: nobody knows.
+    """
+    if flash.exists():
+        named = beside(flash, PART)
+        found = named.read_bytes()[:100].decode("ascii", "replace").strip() if named.exists() else part
+        if found != part:
+            raise ConfigError(
+                f"{flash} is the flash memory of {found}, not of {part}; if that is wrong, remove {named}"
+            )
+    elif state.exists():
+        raise ConfigError(f"{state} is the boot record of a chip, and its flash memory {flash} is missing")
+    elif journal.exists():
+        journal.unlink()
+        sync_directory(journal.parent)
+
+
+def note_part(part: str, flash: Path) -> None:
+    """Say beside a raw array what it is of: as long as another one, it could be taken for it.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    if not beside(flash, PART).exists():
+        replace_file(beside(flash, PART), f"{part}\n".encode())
 
 
 async def power_on(machine: VirtualDevice, serving: Serving, ready: Callable[[], None]) -> None:
@@ -135,15 +184,13 @@ def powered(machine: VirtualDevice) -> Generator[None]:
     Raises:
         UpdateRunningError: another process is.
     """
-    held = machine.power.hold()
-    try:
-        held.__enter__()
-    except UpdateRunningError as exc:
-        raise UpdateRunningError(f"another process runs this device: {machine.power.path} is locked") from exc
-    try:
+    with ExitStack() as held:
+        for lock in machine.power:
+            try:
+                held.enter_context(lock.hold())
+            except UpdateRunningError as exc:
+                raise UpdateRunningError(f"another process runs this device: {lock.path} is locked") from exc
         yield
-    finally:
-        held.__exit__(None, None, None)
 
 
 async def _until_reset(machine: VirtualDevice, serving: Serving, ready: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ from mgota.flash.copied import CopiedFlash
 from mgota.flash.files import DurableFile, FileLock, replace_file
 from mgota.flash.simulator import NorSimulator, Operations
 from mgota.flash.virtual import VirtualTarget, VirtualWatchdog
-from mgota.ports import Resetter
+from mgota.ports import Resetter, StateStore
 
 JOURNAL_LIMIT = 64
 """Bytes of the longest journal file that is read: more than one record."""
@@ -63,6 +63,7 @@ def virtual_copying(
     watchdog_limit: float | None,
     *,
     journal: StrPath | None = None,
+    state: StateStore | None = None,
     throttle: float | None = None,
 ) -> VirtualTarget[CopiedFlash]:
     """A chip whose images change places by copying. Blocks if it has a file.
@@ -72,6 +73,7 @@ def virtual_copying(
         path: the raw array; made blank if it is missing. None keeps it in memory.
         watchdog_limit: as for `virtual_banks`.
         journal: the file for the journal, if the chip has no room for it.
+        state: see `CopiedFlash`.
         throttle: bytes per second that can be programmed, or None.
 
     Raises:
@@ -79,7 +81,7 @@ def virtual_copying(
     """
     flash, lock = _memory(layout.geometry, path, throttle, Operations())
     file = None if layout.journal or journal is None else DurableFile(journal, JOURNAL_LIMIT)
-    backend = CopiedFlash(flash, layout, file)
+    backend = CopiedFlash(flash, layout, file, state=state)
     return VirtualTarget(backend=backend, flash=flash, watchdog=_watchdog(watchdog_limit), lock=lock)
 
 

@@ -101,6 +101,7 @@ def test_a_new_esp32_has_a_partition_table_and_empty_otadata(tmp_path: Path) -> 
         (["--target", "custom", "--backend", "nonsense"], "MODULE:FACTORY"),
         (["--target", "custom", "--backend", "no_such_module:f"], "cannot be loaded"),
         (["--target", "custom", "--backend", "os:no_such_name"], "cannot be loaded"),
+        (["--target", "custom", "--backend", ".os:getcwd"], "cannot be loaded"),
         (["--target", "custom", "--backend", "os:sep"], "is no function"),
         (["--target", "ch32v307", "--check-image"], "nothing can be told"),
     ],
@@ -128,6 +129,8 @@ def test_a_custom_backend_is_served(shop: Shop, mgota: Terminal, tmp_path: Path)
         "    return CopiedFlash(NorSimulator.on_file(path, geometry), plan_swap(geometry, JournalPlace.CHIP))\n"
         "def wrong(path):\n"
         "    return 7\n"
+        "def broken(path):\n"
+        "    raise KeyError('spi0')\n"
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     place = ["--target", "custom", "--backend", "my_driver:backend", *files(tmp_path), "--key", shop.public]
@@ -138,6 +141,8 @@ def test_a_custom_backend_is_served(shop: Shop, mgota: Terminal, tmp_path: Path)
         device.until(lambda now: now["state"] == "CONFIRMED" and now["trial"] is None)
     with pytest.raises(AssertionError, match="no FlashBackend"):
         Serving(*place[:3], "my_driver:wrong", *place[4:], env=env).__enter__()
+    with pytest.raises(AssertionError, match="the backend's factory failed: KeyError: 'spi0'"):
+        Serving(*place[:3], "my_driver:broken", *place[4:], env=env).__enter__()
 
 
 def vectors(reset: int, stack: int = 0x20001000, size: int = 5000) -> bytes:
@@ -172,3 +177,112 @@ def test_an_image_for_another_chip_is_refused_where_its_format_tells(
     with Serving(*place) as device:  # nobody asked
         if said is not None:
             mgota.ok("push", path, device.url)
+
+
+def test_an_image_for_another_chip_is_refused_before_anything_is_erased(
+    shop: Shop, mgota: Terminal, tmp_path: Path
+) -> None:
+    good, wrong = tmp_path / "good.bin", tmp_path / "wrong.bin"
+    good.write_bytes(vectors(0x08000101))
+    wrong.write_bytes(vectors(0x10000201))
+    place = ["--target", "stm32f4", *files(tmp_path), "--check-image"]
+    mgota.ok("provision", good, *place)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = mgota("provision", wrong, *place, "--force")
+    assert done.code == 1
+    assert "outside" in done.line
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+# --- the files of one chip -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chip(shop: Shop, mgota: Terminal, tmp_path: Path) -> list[object]:
+    """An STM32F4, whose journal lies beside its boot record, that has been updated once."""
+    place = ["--target", "stm32f4", *files(tmp_path), "--key", shop.public]
+    mgota.ok("provision", shop.image("1.0.0"), *place)
+    with Serving(*place) as device:
+        mgota.ok("push", shop.image("2.0.0"), device.url)
+        device.until(lambda now: now["trial"] is not None)
+        mgota.ok("commit", device.url)
+        device.until(lambda now: now["state"] == "CONFIRMED" and now["trial"] is None)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"), [("chip.state.journal", "the journal of the swap is gone"), ("chip.bin", "chip.bin is missing")]
+)
+def test_a_file_that_is_gone_is_not_taken_for_a_new_chip(
+    gone: str, said: str, chip: list[object], shop: Shop, mgota: Terminal, tmp_path: Path
+) -> None:
+    (tmp_path / gone).unlink()
+    for command in (["serve", "--port", "0"], ["provision", shop.image("3.0.0"), "--force"]):
+        done = mgota(*command, *chip)
+        assert done.code == 1
+        assert said in done.line
+        assert not (tmp_path / gone).exists()
+
+
+def test_a_journal_on_the_chip_that_is_gone_is_not_taken_for_a_new_chip(
+    shop: Shop, mgota: Terminal, tmp_path: Path
+) -> None:
+    place = ["--target", "picosdk", *files(tmp_path), "--key", shop.public]
+    mgota.ok("provision", shop.image("1.0.0"), *place)
+    with (tmp_path / "chip.bin").open("r+b") as file:
+        file.seek(-3 * 4096, os.SEEK_END)
+        file.write(b"\xff" * 3 * 4096)
+    assert "the journal of the swap is gone" in mgota("serve", "--port", "0", *place).line
+    (tmp_path / "chip.state").unlink()  # a new beginning
+    mgota.ok("provision", shop.image("1.0.0"), *place)
+
+
+def test_a_new_chip_begins_without_the_journal_of_one_that_is_gone(
+    chip: list[object], shop: Shop, mgota: Terminal, tmp_path: Path
+) -> None:
+    (tmp_path / "chip.bin").unlink()
+    (tmp_path / "chip.state").unlink()
+    assert (tmp_path / "chip.state.journal").exists()
+    assert mgota.ok("provision", shop.image("3.0.0"), *chip, "--json").json["slot"] == "a"
+    with Serving(*chip) as device:
+        assert device.status()["image"]["version"] == "3.0.0"
+
+
+def test_the_memory_of_another_part_is_refused(chip: list[object], mgota: Terminal, tmp_path: Path) -> None:
+    line = mgota("serve", "--port", "0", *chip, "--part", "STM32F427xI").line
+    assert "is the flash memory of stm32f4 STM32F429xI, not of stm32f4 STM32F427xI" in line
+    (tmp_path / "chip.bin.part").unlink()
+    with Serving(*chip, "--part", "STM32F427xI"):
+        pass
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_chip_is_itself_by_any_name(link: str, chip: list[object], mgota: Terminal, tmp_path: Path) -> None:
+    getattr(tmp_path / "other.bin", link)(tmp_path / "chip.bin")
+    other = ["--target", "stm32f4", "--flash", tmp_path / "other.bin", "--state", tmp_path / "other.state"]
+    with Serving(*chip):
+        assert "another process runs this device" in mgota("serve", "--port", "0", *other).line
+
+
+def test_two_chips_do_not_share_a_boot_record(chip: list[object], mgota: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "other.bin").write_bytes((tmp_path / "chip.bin").read_bytes())
+    (tmp_path / "other.state").symlink_to("chip.state")
+    with Serving(*chip):
+        for state in ("chip.state", "other.state"):
+            other = ["--target", "stm32f4", "--flash", tmp_path / "other.bin", "--state", tmp_path / state]
+            assert "another process runs this device" in mgota("serve", "--port", "0", *other).line
+
+
+@pytest.mark.parametrize(
+    ("flash", "state", "said"),
+    [("f", "d", "--state"), ("f", "no/s", "--state"), ("d", "s", "--flash"), ("no/f", "s", "--flash")],
+)
+def test_files_that_cannot_be_made_are_wrong_usage_and_nothing_is_made(
+    flash: str, state: str, said: str, mgota: Terminal, tmp_path: Path
+) -> None:
+    (tmp_path / "d").mkdir()
+    for options in (["--target", "stm32f4"], ["--target", "custom", "--backend", "os:getcwd"]):
+        done = mgota("serve", "--port", "0", *options, "--flash", tmp_path / flash, "--state", tmp_path / state)
+        assert done.code == 2
+        assert said in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]

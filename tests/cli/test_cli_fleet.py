@@ -260,7 +260,7 @@ def test_one_process_is_a_device(
         assert device.status()["image"] is None
 
 
-@pytest.mark.parametrize("state", ["f", "f.opt", "./f.lock", "f.power"])
+@pytest.mark.parametrize("state", ["f", "f.opt", "./f.lock", "f.part"])
 def test_the_record_has_a_file_of_its_own(
     mgota: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:

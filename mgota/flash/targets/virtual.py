@@ -12,7 +12,7 @@ from mgota.flash.chips import StrPath, virtual_banks, virtual_copying
 from mgota.flash.targets.esp32 import esp32
 from mgota.flash.targets.table import Swap, Target
 from mgota.flash.virtual import BootingFlash, VirtualTarget
-from mgota.ports import Resetter
+from mgota.ports import Resetter, StateStore
 
 SWAP_BANK = 31
 """Number of the bit SWAP_BANK in FLASH_OPTSR of the STM32H5 (RM0481), and SWAP_BANK_OPT of the H7 (RM0433)."""
@@ -26,6 +26,7 @@ def virtual_target(
     path: StrPath | None = None,
     *,
     journal: StrPath | None = None,
+    state: StateStore | None = None,
     reset: Resetter | None = None,
     throttle: float | None = None,
 ) -> VirtualTarget[BootingFlash]:
@@ -35,6 +36,7 @@ def virtual_target(
         target: which one.
         path: the raw array; a missing file is a new chip. None keeps all in memory.
         journal: the file for the journal, of a target whose journal is the host's.
+        state: where the boot record is: where there is one, a journal that is missing was lost.
         reset: the chip's reset line.
         throttle: bytes per second that can be programmed, or None.
 
@@ -53,7 +55,7 @@ def virtual_target(
             return esp32(path, size=target.geometry.size, throttle=throttle)
         case _:
             layout = plan_swap(target.geometry, target.journal)
-            return virtual_copying(layout, path, limit, journal=journal, throttle=throttle)
+            return virtual_copying(layout, path, limit, journal=journal, state=state, throttle=throttle)
 
 
 def inspector_for(target: Target) -> Inspect:
