@@ -90,15 +90,15 @@ class _Content:
 
     Args:
         data: all of it; in the place of units that cannot be read, what is not blank and no record.
-        torn: offset of the first unit that cannot be read, or None.
+        torn: offset of the first unit that cannot be read; the length if there is none.
     """
 
     data: bytes
-    torn: int | None
+    torn: int
 
     def behind(self, unit: int) -> range:
         """Offsets of the units behind the first one that cannot be read."""
-        return range(0 if self.torn is None else self.torn + unit, len(self.data), unit)
+        return range(self.torn + unit, len(self.data), unit)
 
 
 class RecordLog:
@@ -173,39 +173,57 @@ class RecordLog:
         yield from self._open(value)  # full, or a bad unit
 
     def _read(self, sector: Sector) -> Job["_Content"]:
+        """All of a sector, where some units of it may be unreadable.
+
+        Raises:
+            ReadError: nothing of it can be read, or only now and then: the fault is the link's, and proves nothing.
+        """
         for _ in range(ATTEMPTS):
             try:
-                return _Content((yield Read(sector.start, sector.length)), None)
+                return _Content((yield Read(sector.start, sector.length)), sector.length)
             except FlashError:
                 continue
-        unit = self._geometry.program_unit
-        data, torn = b"", sector.length
-        for at in range(0, sector.length, unit):
-            found = yield from self._read_unit(sector.start + at)
-            data += found or self._garbage[:unit]
-            torn = torn if found else min(torn, at)
-        return _Content(data, torn)
+        units = {}
+        for at in range(0, sector.length, self._geometry.program_unit):
+            units[at] = yield from self._read_unit(sector.start + at)
+        witness = _readable(sector, units)
+        for at in [at for at, found in units.items() if not found]:
+            units[at] = yield from self._read_again(sector.start + at, witness)
+        return self._content(units)
+
+    def _content(self, units: dict[int, bytes | None]) -> "_Content":
+        garbage = self._garbage[: self._geometry.program_unit]
+        data = b"".join(found or garbage for found in units.values())
+        return _Content(data, min((at for at, found in units.items() if not found), default=len(data)))
 
     def _check_readable(self, contents: list["_Content"], newest: int) -> None:
-        """What a cut made unreadable is the last record, or a sector that was being erased: the oldest.
+        """What a cut made unreadable is the last record, or part of a sector that was being erased: the oldest.
 
         A record that was whole and cannot be read might matter: to go back to the one before it would undo what was
         done since.
         """
-        unread = [content for content in contents if content.torn is not None]
-        if len(unread) == SECTORS and all(self._garbage.startswith(content.data) for content in unread):
-            raise ReadError("the record log cannot be read")
-        for content in unread:
+        for content in contents:
             entries = (self._entry(content.data, at) for at in content.behind(self._geometry.program_unit))
             if any(entry[0] >= newest for entry in entries if entry):
                 raise ReadError("a sector of the record log cannot be read, and it may be the newest")
 
     def _read_unit(self, offset: int) -> Job[bytes | None]:
+        try:
+            return (yield Read(offset, self._geometry.program_unit))
+        except FlashError:
+            return None
+
+    def _read_again(self, offset: int, witness: int) -> Job[bytes | None]:
+        """A unit that could not be read; None if it still cannot, while another one can each time.
+
+        Raises:
+            ReadError: the other one cannot, either.
+        """
         for _ in range(ATTEMPTS):
-            try:
-                return (yield Read(offset, self._geometry.program_unit))
-            except FlashError:
-                continue
+            found = yield from self._read_unit(offset)
+            yield Read(witness, self._geometry.program_unit)
+            if found:
+                return found
         return None
 
     def _scan(self, index: int, data: bytes) -> Scanned | None:
@@ -276,3 +294,15 @@ class RecordLog:
     def _room(self, length: int) -> int:
         unit = self._geometry.program_unit
         return -(-(HEAD.size + length) // unit) * unit
+
+
+def _readable(sector: Sector, units: dict[int, bytes | None]) -> int:
+    """Where a unit of a sector is that could be read.
+
+    Raises:
+        ReadError: none could.
+    """
+    for at, found in units.items():
+        if found:
+            return sector.start + at
+    raise ReadError(f"the record log's sector at {sector.start:#x} cannot be read")

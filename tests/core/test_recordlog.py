@@ -445,6 +445,20 @@ def test_a_read_that_fails_once_or_twice_is_made_again(times: int) -> None:
     assert mount(flash) == b"1"
 
 
+@pytest.mark.parametrize("silence", [*range(1, 40), 60, 100])
+def test_a_link_that_is_silent_for_a_while_proves_nothing(silence: int) -> None:
+    """However long: a value, the right one, or an error, and never that a record is torn."""
+    flash = laid(entry(6, b"6") * 4, entry(7, b"seven"), entry(5, b"five") * 2)
+    bad = BadFlash(flash)
+    bad.fail(Does.READ, Flaw.ERROR, at=range(1, silence + 1))
+    try:
+        assert mount(flash) == b"6"
+    except FlashError as exc:
+        assert not isinstance(exc, StateError)  # noqa: PT017  as long as there is one
+    bad.mend()
+    assert mount(flash) == b"6"
+
+
 def test_a_unit_that_a_cut_made_unreadable_is_a_torn_record() -> None:
     """As of flash with ECC: the last record of the newest sector, its seal, its first record."""
     full = entry(6, b"6") * 2 + entry(6, b"six") * 2
@@ -460,12 +474,8 @@ def test_a_unit_that_a_cut_made_unreadable_is_a_torn_record() -> None:
     unreadable(flash, Sector(at(1).start, 16))
     assert mount(flash) == b"six"
 
-    flash = laid(full, entry(7, b"seven") * 2, entry(5, b"five") * 2)
-    unreadable(flash, at(2))  # its erase was torn
-    assert mount(flash) == b"seven"
-
     flash = laid(full, entry(7, b"seven") * 2, entry(5, b"five") * 4)
-    unreadable(flash, Sector(at(2).start, 16), Sector(at(2).start + 64, 16))  # and left records behind
+    unreadable(flash, Sector(at(2).start, 16), Sector(at(2).start + 64, 16))  # its erase was torn
     assert mount(flash) == b"seven"
 
 
@@ -475,6 +485,11 @@ def test_a_whole_record_that_cannot_be_read_is_never_passed_over() -> None:
     for first in (0, 32, 64):
         twin = flash.fork()
         unreadable(twin, Sector(at(1).start + first, 16))
+        with pytest.raises(ReadError, match="cannot be read"):
+            mount(twin)
+    for index in range(3):
+        twin = flash.fork()
+        unreadable(twin, at(index))
         with pytest.raises(ReadError, match="cannot be read"):
             mount(twin)
 

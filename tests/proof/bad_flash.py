@@ -29,7 +29,7 @@ from mgota.testing.jobs import carry_out_now
 BOOTS = 3
 """How often a device tries with the flaw, power cuts not counted, before the memory is mended."""
 
-FOR_EVER = 500
+FOR_EVER = 5000
 """More operations than a life has."""
 
 DONE, REFUSED, FAILED = "carried out", "refused", "failed until mended"
