@@ -1,7 +1,7 @@
 # make demo   set everything up and watch a device being updated, rolled back and refusing bad images
 # make test   set everything up; lint, types, tests, coverage
 # make lint   format and lint rules, mypy, pyright
-# make proof  every pair of power cuts on every sector map, and many at random: two cores, some minutes
+# make proof  every pair of power cuts on every sector map, whole lives in every place, and many cuts at random: some minutes
 # make soak   a million runs with three to seven power cuts
 # make bench  the benchmarks, ratios side by side
 PYTHON ?= python3
@@ -36,7 +36,7 @@ unit: setup
 	$(BIN)/coverage report --include='mgota/core/*' --fail-under=100
 
 proof: setup
-	$(BIN)/python tools/proof.py --runs 40000 --least 200000 --seconds 330 --jobs $(JOBS)
+	$(BIN)/python tools/proof.py --runs 40000 --least 200000 --seconds 360 --jobs $(JOBS)
 
 soak: setup
 	$(BIN)/python tools/proof.py --only random --runs 1000000 --least 1000000 --jobs $(JOBS)

@@ -1,6 +1,7 @@
 """Images that change places by copying, as a backend: a device's life on it, and everything that goes wrong."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from mgota import Device, OtaSession, PrivateKey, Slot, State, Verifier, boot_check, commit, rollback
 from mgota.core.boot import Verdict
 from mgota.core.geometry import Geometry, Region, uniform
-from mgota.core.record import Outcome
+from mgota.core.record import BootRecord, Outcome
 from mgota.core.swap import HostJournal, JournalPlace, Phase, SwapLayout, SwapState, plan_swap
 from mgota.errors import (
     ConfigError,
@@ -570,3 +571,39 @@ async def test_an_image_that_was_given_up_is_not_taken_for_one(board: Board) -> 
         await update(board.device, NEWER)  # the sector is bad: an update says so
     assert await board.boots() is Verdict.RUN
     assert await board.runs(NEW)
+
+
+class Remembers:
+    """A state store that holds something, or nothing, or what cannot be read."""
+
+    def __init__(self, record: BootRecord | StateError | None) -> None:
+        self.record = record
+
+    async def load(self) -> BootRecord | None:
+        if isinstance(self.record, StateError):
+            raise self.record
+        return self.record
+
+    async def store(self, record: BootRecord) -> None:
+        self.record = record
+
+
+@pytest.mark.parametrize("layout", [CHIP, HOST], ids=["chip", "host"])
+async def test_a_journal_that_is_lost_is_no_new_one(layout: SwapLayout) -> None:
+    """Where there is a boot record, there was a journal: without it nobody knows which image lies where."""
+    for record, lost in ((None, False), (BootRecord(), True), (StateError("damaged"), True)):
+        flash = NorSimulator(layout.geometry)
+        for sector in layout.journal:
+            flash.poke(sector.start, b"\0" * 8)  # of whatever was there before
+        cell = None if layout.journal else flash.cell("journal")
+        backend = CopiedFlash(flash, layout, cell, state=Remembers(record))
+        before = flash.operations.changes
+        if lost:
+            for call in (backend.recover, backend.running_slot, partial(backend.open_writer, Slot.B, 10)):
+                with pytest.raises(StateError):
+                    await call()
+            assert flash.operations.changes == before
+        else:
+            assert await backend.running_slot() is Slot.A
+            again = CopiedFlash(flash, layout, cell, state=Remembers(BootRecord()))
+            assert await again.running_slot() is Slot.A  # it was begun
