@@ -3,14 +3,16 @@
 # make lint   format and lint rules, mypy, pyright
 # make proof  every pair of power cuts on every sector map, whole lives in every place, and many cuts at random: some minutes
 # make soak   a million runs with three to seven power cuts
+# make page   fetch from npm what the updater page needs to reach a broker, and what its tests need
 # make bench  the benchmarks, ratios side by side
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
+PAGE := mgota/page/mqtt.min.js
 
-.PHONY: setup demo test lint types unit proof soak bench clean
+.PHONY: setup page demo test lint types unit proof soak bench clean
 setup: $(READY)
 
 $(READY): pyproject.toml
@@ -18,6 +20,14 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
 	touch $@
+
+page: $(PAGE)
+
+# Without `npm` the page's tests say so and skip; .ci/run lets none of them skip.
+$(PAGE): page/package.json page/package-lock.json
+	cd page && npm ci --ignore-scripts --no-audit --no-fund
+	{ printf '/*!\n'; cat page/node_modules/mqtt/LICENSE.md; printf '*/\n'; cat page/node_modules/mqtt/dist/mqtt.min.js; } > $@.new
+	mv $@.new $@
 
 demo: setup
 	@$(BIN)/mgota demo
@@ -30,7 +40,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-unit: setup
+unit: setup $(if $(shell command -v npm),page)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov --cov-report= 
 	$(BIN)/coverage report --fail-under=90
 	$(BIN)/coverage report --include='mgota/core/*' --fail-under=100
@@ -45,4 +55,4 @@ bench: setup
 	$(BIN)/python benchmarks/http_push.py
 
 clean:
-	rm -rf $(VENV) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(PAGE) page/node_modules .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -16,6 +16,7 @@ _COMMANDS = {
     "commit": ("mgota.cli.control", "Make the image on trial permanent."),
     "rollback": ("mgota.cli.control", "Return to the previous image."),
     "serve": ("mgota.cli.serve", "Be a virtual device."),
+    "page": ("mgota.cli.page", "Write the updater page for devices behind an MQTT broker, as one file."),
     "run": ("mgota.cli.run", "Start the program in the running slot, and watch it."),
     "targets": ("mgota.cli.targets", "List the chips, their flash memories, and how safe their swap is."),
     "provision": ("mgota.cli.provision", "Write a device's first image."),

@@ -23,7 +23,10 @@ _PART = re.compile(
 )
 _API = '<meta name="mgota-api" content="">'
 _POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="[^"]*">')
-_ENDS = re.compile(r"</(?=script|style)|<!--", re.IGNORECASE)
+_ENDS: Final = {
+    "style": re.compile("</style", re.IGNORECASE),
+    "script": re.compile("</script|<!--", re.IGNORECASE),  # behind the latter, another <script would hide the end
+}
 
 _DEVICE: Final = "'self'"
 _BROKERS: Final = "ws: wss:"
@@ -60,9 +63,9 @@ def compose(html: str, parts: Mapping[str, str], *, api: str | None = None) -> P
         if name not in parts:
             return ""
         text = parts[name].replace("\r\n", "\n")
-        if _ENDS.search(text):
-            raise ConfigError(f"{name} holds what would end it inside a document")
         element = "style" if name.endswith(".css") else "script"
+        if _ENDS[element].search(text):
+            raise ConfigError(f"{name} holds what would end it inside a document")
         hashes[element].append(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'")
         return f"<{element}>{text}</{element}>\n"
 

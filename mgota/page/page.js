@@ -51,18 +51,30 @@
   const success = (text) => tell("good", text);
   const clear = () => tell("alert", "");
 
+  let answer = null; // takes the person's answer to the question that is shown
+
   /** Ask before something that matters. The focus begins on the way out, and returns to where it was. */
   function confirmed(title, text, yes) {
-    const dialog = $("confirm");
     put("confirm-title", title);
     put("confirm-text", text);
     put("confirm-yes", yes);
-    dialog.returnValue = "";
-    dialog.showModal();
-    return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+    $("confirm").showModal();
+    return new Promise((resolve) => {
+      answer = resolve;
+    });
   }
-  $("confirm-no").addEventListener("click", () => $("confirm").close("no"));
-  $("confirm-yes").addEventListener("click", () => $("confirm").close("yes"));
+
+  function answered(yes) {
+    $("confirm").close();
+    answer?.(yes);
+    answer = null;
+  }
+  $("confirm-no").addEventListener("click", () => answered(false));
+  $("confirm-yes").addEventListener("click", () => answered(true));
+  $("confirm").addEventListener("cancel", () => answered(false));
+  $("confirm").addEventListener("close", () => {
+    if (!$("confirm").open) answered(false); // this event comes late: the next question may be there already
+  });
 
   // --- Showing a device -------------------------------------------------------------------------------------------
 

@@ -55,10 +55,17 @@ def test_of_a_device_it_speaks_with_that_device_and_on_its_own_with_brokers() ->
     assert b'<meta name="mgota-api" content="/api/&quot;ota&quot;">' in device.body
 
 
-@pytest.mark.parametrize("text", ["a = '</script>'", "a = '</ScRiPt'", "<!-- x", "/* </style> */"])
-def test_what_would_end_a_part_early_is_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ["a = '</script>'", "a = '</ScRiPt'", "<!-- x"])
+def test_what_would_end_a_script_early_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"page\.js"):
         compose(HTML, {"page.js": text})
+    assert text in compose(HTML, {"page.css": text}).body.decode()
+
+
+def test_what_would_end_a_style_early_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"page\.css"):
+        compose(HTML, {"page.css": "/* </Style> */"})
+    assert b"</style>" in compose(HTML, {"page.js": "a = '</style>'"}).body
 
 
 @pytest.mark.parametrize("line", [0, 1])

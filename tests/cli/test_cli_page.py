@@ -1,0 +1,49 @@
+"""`mgota page`: one file that needs no other, or one line that says why there is none."""
+
+import re
+from pathlib import Path
+
+import pytest
+from terminal import Terminal
+
+from mgota.transports.http import page as module
+
+MQTT = Path(module.__file__).parents[2] / "page" / module.MQTT
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The files of the page, those from npm made up: this test does not need them."""
+    files = {path.name: path.read_bytes() for path in MQTT.parent.iterdir()} | {module.MQTT: b"var mqtt = {};\n"}
+
+    def get_data(_: str, name: str) -> bytes:
+        found = files.get(name.removeprefix("page/"))
+        if found is None:
+            raise FileNotFoundError(name)
+        return found
+
+    monkeypatch.setattr("mgota.transports.http.page.pkgutil.get_data", get_data)
+    return files
+
+
+def test_the_page_is_one_file(mgota: Terminal, tmp_path: Path, parts: dict[str, bytes]) -> None:
+    path = tmp_path / "updater.html"
+    path.write_text("an older one")
+    assert mgota.ok("page", path).out == f"{path}\n"
+    text = path.read_text()
+    assert "var mqtt = {};" in text
+    assert "connect-src ws: wss:" in text
+    assert '<meta name="mgota-api" content="">' in text
+    assert not re.findall(r'<(?:script|link)[^>]* (?:src|href)="(?!data:)', text)
+    assert len(re.findall("<script>", text)) == 5
+
+
+def test_without_the_part_from_npm_it_says_what_to_do(mgota: Terminal, tmp_path: Path, parts: dict[str, bytes]) -> None:
+    del parts[module.MQTT]
+    assert "make page" in mgota("page", tmp_path / "updater.html").line
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_installation_without_the_page_says_so(mgota: Terminal, tmp_path: Path, parts: dict[str, bytes]) -> None:
+    parts.clear()
+    assert "not in this installation" in mgota("page", tmp_path / "updater.html").line
