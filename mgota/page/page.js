@@ -17,6 +17,7 @@
     link: null, // the device that is shown
     status: null, // what it said last
     working: false, // an update, commit or rollback of ours is under way
+    sending: false, // its bytes are on their way
     gone: null, // why the device does not answer, or null
     trialEnds: null, // seconds on our clock
     trialSpan: null,
@@ -84,7 +85,7 @@
     if (!link) return;
     put("device-title", link.name);
     const view = status ? mgota.view(status) : null;
-    const badge = gone ? { kind: "", text: "Away" } : view?.badge ?? { kind: "", text: "" };
+    const badge = badgeOf(view);
     put("state", badge.text);
     $("state").className = `badge ${badge.kind}`;
     put("version", view ? view.version + (view.staged ? `; ${view.staged} waits to be started` : "") : "unknown");
@@ -106,6 +107,12 @@
     show("back", idle && view.mayReturn);
     $("install").disabled = !(idle && view.mayInstall && state.file);
     put("install-hint", hint(view));
+  }
+
+  function badgeOf(view) {
+    if (state.sending) return { kind: "wait", text: "Being updated" };
+    if (state.gone) return { kind: "", text: "Away" };
+    return view?.badge ?? { kind: "", text: "" };
   }
 
   function hint(view) {
@@ -267,6 +274,8 @@
     const stop = () => abort.abort();
     put("sending-title", `Installing ${file.version ?? mgota.line(file.blob.name, 80)}`);
     progressBar("Beginning…", 0, 1);
+    state.sending = true;
+    render();
     show("sending", true);
     show("cancel", true);
     $("sending-title").focus();
@@ -279,6 +288,7 @@
       if (error.wrong !== "broken" || sent.done < file.blob.size) throw error;
     } finally {
       $("cancel").removeEventListener("click", stop);
+      state.sending = false;
     }
     show("cancel", false);
     put("sending-title", "The device restarts");
