@@ -207,16 +207,30 @@ class Device:
                 case Select(slot):
                     await self.flash.select(slot)
                 case Arm():
-                    await self._arm()
+                    await self._arm(self.window)
                 case Reset():
                     await self.restart()
             await anyio.lowlevel.checkpoint()
 
-    async def _arm(self) -> None:
+    async def _arm(self, window: float) -> None:
         if self.watchdog:
             limit = self.watchdog.limit
-            await self.watchdog.arm(self.window if limit is None else min(self.window, limit))
-        self.live.trial_until = time.monotonic() + self.window
+            await self.watchdog.arm(window if limit is None else min(window, limit))
+        self.live.trial_until = time.monotonic() + window
+
+    async def extend_trial(self, window: float) -> float:
+        """Let the trial that runs end in `window` seconds from now, sooner or later than it would have.
+
+        Returns:
+            When that is, on the monotonic clock.
+
+        Raises:
+            ConfigError: that is no time.
+        """
+        if window <= 0:
+            raise ConfigError("a trial needs a window of more than 0 seconds")
+        await self._arm(window)
+        return self.live.trial_until or 0.0
 
     async def restart(self) -> None:
         """Reset, if there is a way to. On a real device this does not return."""

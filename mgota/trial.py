@@ -8,7 +8,7 @@ Rules:
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterable
 from math import inf
 
 import anyio
@@ -32,6 +32,7 @@ from mgota.core.geometry import Slot
 from mgota.core.record import BootRecord, Outcome, SlotImage, State
 from mgota.device import Device
 from mgota.errors import OtaError, SelectError, UnknownStateError, WrongImageError
+from mgota.health import Ask, Check, Health
 from mgota.ports import Watchdog
 
 log = logging.getLogger("mgota.trial")
@@ -125,42 +126,56 @@ async def _survive(device: Device, decision: Decision, exc: SelectError) -> bool
 
 
 async def run_trial(
-    device: Device, *, check: Callable[[], Awaitable[bool]] | None = None, interval: float = 1.0
+    device: Device,
+    *,
+    check: Ask | None = None,
+    checks: Iterable[Check | Ask] = (),
+    consecutive: int = 1,
+    interval: float = 1.0,
+    window: float | None = None,
 ) -> Outcome | None:
     """Watch the image on trial until it is committed or its window ends.
 
     At the window's end without a commit the watchdog starves, and `device.reset` is asked to reset: the next boot
-    rolls back.
+    rolls back. Which check failed stands in the boot record then, as the reason.
 
     Args:
         device: the device, after `boot_check` (or from `Device.from_environment`).
         check: asked every `interval`; the image is committed as soon as it answers True. Without one, somebody else
             commits: an operator, an endpoint. A check that raises has answered False.
-        interval: seconds between two looks at the check and the record.
+        checks: the same, several of them, with names: all have to answer True.
+        consecutive: how often in a row.
+        interval: seconds between two looks at the checks and the record.
+        window: seconds from now on until the image must be committed, in the place of what is left of
+            `device.window`. A supervisor, such as `mgota run`, has a window of its own besides.
 
     Returns:
         None if no image is on trial, else COMMITTED or ROLLED_BACK.
+
+    Raises:
+        ConfigError: the checks make no sense.
     """
-    until = device.live.trial_until
-    if until is None:
+    health = Health((*((check,) if check else ()), *checks), consecutive)
+    if device.live.trial_until is None:
         return None
+    until = device.live.trial_until if window is None else await device.extend_trial(window)
     outcome: Outcome | None = None
     async with anyio.create_task_group() as tg:
         if device.watchdog:
             tg.start_soon(_feed_until, device.watchdog, until)
         with anyio.move_on_after(max(until - time.monotonic(), 0)):
-            outcome = await _await_commit(device, check, interval)
+            outcome = await _await_commit(device, health, interval)
         tg.cancel_scope.cancel()
     if outcome is None:
-        outcome = await _end_of_window(device)
+        outcome = await _end_of_window(device, health.reason)
     if outcome is Outcome.COMMITTED and not device.live.resetting:
         await _stand_down(device)  # another process may have committed, which cannot reach this one's watchdog
     return outcome
 
 
-async def _await_commit(device: Device, check: Callable[[], Awaitable[bool]] | None, interval: float) -> Outcome:
+async def _await_commit(device: Device, health: Health, interval: float) -> Outcome:
     while await _on_trial(device):
-        if not (check and await _answers(check) and await _committed(device)):
+        if not (health.asks and await health.ask() and await _committed(device)):
             await anyio.sleep(interval)
     return Outcome.COMMITTED
 
@@ -175,14 +190,6 @@ async def _committed(device: Device) -> bool:
         return False
 
 
-async def _answers(check: Callable[[], Awaitable[bool]]) -> bool:
-    try:
-        return await check()
-    except Exception as exc:  # noqa: BLE001  a user's function: whatever it raises, it is not healthy
-        log.warning("the health check failed: %r", exc)
-        return False
-
-
 async def _on_trial(device: Device) -> bool:
     record, readable = await device.load()
     if record is None:
@@ -190,13 +197,24 @@ async def _on_trial(device: Device) -> bool:
     return record.state is State.FAILED and record.trial is await device.flash.running_slot()
 
 
-async def _end_of_window(device: Device) -> Outcome:
+async def _end_of_window(device: Device, reason: str | None) -> Outcome:
     async with device.exclusive(wait=inf):  # whoever holds it may be committing
         if not await _on_trial(device):
             return Outcome.COMMITTED
-    log.warning("not committed within %g s: the device resets and rolls back", device.window)
+        if reason:
+            await _note_reason(device, reason)
+    log.warning("not committed within its window, the device resets and rolls back: %s", reason or "nobody did")
     await device.restart()
     return Outcome.ROLLED_BACK
+
+
+async def _note_reason(device: Device, reason: str) -> None:
+    try:
+        record, _ = await device.load()
+        if record and not record.reason:
+            await device.perform(Store(with_reason(record, reason)))
+    except OtaError as exc:
+        log.warning("the reason could not be recorded: %s", exc)  # the device rolls back all the same
 
 
 async def _feed_until(watchdog: Watchdog, until: float) -> None:
@@ -208,15 +226,22 @@ async def _feed_until(watchdog: Watchdog, until: float) -> None:
             await watchdog.arm(min(left, limit))
 
 
-async def keep_fed(watchdog: Watchdog, *, interval: float) -> None:
-    """Feed for ever: the sign of life of a program under `mgota run` or systemd.
+async def keep_fed(
+    watchdog: Watchdog, *, interval: float, checks: Iterable[Check | Ask] = (), patience: int = 3
+) -> None:
+    """Feed for ever: the sign of life of a program under `mgota run` or systemd, or of a board to its watchdog.
 
     Args:
         watchdog: whose timeout is a good deal longer than `interval`.
         interval: seconds between two feeds.
+        checks: asked before each feed: as long as they say no, the watchdog starves.
+        patience: rounds of checks in a row that may fail before it does.
     """
+    health, failures = Health(checks), 0
     while True:
-        await watchdog.feed()
+        failures = 0 if await health.ask() else failures + 1
+        if failures < patience:
+            await watchdog.feed()
         await anyio.sleep(interval)
 
 

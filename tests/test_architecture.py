@@ -21,7 +21,7 @@ ROOMS = (
     ("mgota.errors",),
     ("mgota.core",),
     ("mgota.ports",),
-    ("mgota.status", "mgota.device", "mgota.resume", "mgota.session", "mgota.trial", "mgota.outgoing"),
+    ("mgota.status", "mgota.device", "mgota.health", "mgota.resume", "mgota.session", "mgota.trial", "mgota.outgoing"),
     ("mgota.flash",),
     ("mgota.linux",),
     ("mgota.transports",),
