@@ -39,7 +39,7 @@ from mgota.core.image import ImageScan, Trailer, Verifier
 from mgota.core.inspect import Inspect
 from mgota.core.record import BootRecord, SlotImage
 from mgota.errors import ConfigError, DigestError, OtaError, StateError, UpdateRunningError
-from mgota.ports import BlockingReads, FlashBackend, ProcessLock, Resetter, StateStore, Watchdog
+from mgota.ports import BlockingReads, FlashBackend, ProcessLock, RecordObserver, Resetter, StateStore, Watchdog
 from mgota.status import Live, Status, tell
 
 log = logging.getLogger("mgota.device")
@@ -106,6 +106,7 @@ class Device:
         watchdog: the dead man's switch of a trial.
         reset: how the device starts again; None leaves that to the caller.
         lock: keeps other processes away.
+        history: is told of every boot record that was stored.
         window: seconds that an image on trial has until it must be committed.
         tries: trials that an image gets; a power cut during one uses it up.
         on_unknown: what an unreadable record means: "refuse" updates until an operator commits, or "confirm" what
@@ -120,6 +121,7 @@ class Device:
     watchdog: Watchdog | None = None
     reset: Resetter | None = None
     lock: ProcessLock | None = None
+    history: RecordObserver | None = None
     window: float = 60.0
     tries: int = 1
     on_unknown: Literal["refuse", "confirm"] = "refuse"
@@ -201,9 +203,7 @@ class Device:
         for step in steps:
             match step:
                 case Store(record):
-                    with anyio.CancelScope(shield=True):
-                        await self.state.store(record)
-                    log.debug("record %d stored: %s", record.revision, record.state)
+                    await self.store(record)
                 case Select(slot):
                     await self.flash.select(slot)
                 case Arm():
@@ -211,6 +211,22 @@ class Device:
                 case Reset():
                     await self.restart()
             await anyio.lowlevel.checkpoint()
+
+    async def store(self, record: BootRecord, *, reason: str | None = None) -> None:
+        """Store a record, to its end, and tell the history.
+
+        Args:
+            record: what is true now.
+            reason: why an image was refused, if that is what it is stored for.
+
+        Raises:
+            StateError: it was not stored, or nobody knows.
+        """
+        with anyio.CancelScope(shield=True):
+            await self.state.store(record)
+            log.debug("record %d stored: %s", record.revision, record.state)
+            if self.history:
+                await self.history.stored(record, reason)
 
     async def _arm(self, window: float) -> None:
         if self.watchdog:

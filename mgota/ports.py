@@ -188,9 +188,9 @@ class ResumableBackend(Protocol):
 
 @runtime_checkable
 class Note(Protocol):
-    """Where a download marks its progress: a few hundred bytes that survive a restart.
+    """A few bytes that survive a restart: the progress of a download, a history.
 
-    Losing it costs time and nothing else; a torn one is found out.
+    Losing it costs time, or a story, and nothing else; a torn one is found out.
     """
 
     async def load(self) -> bytes | None:
@@ -253,6 +253,20 @@ class StateStore(Protocol):
 
         Raises:
             StateError: it was not stored, or nobody can know whether it was.
+        """
+        ...
+
+
+@runtime_checkable
+class RecordObserver(Protocol):
+    """Somebody who is told of each boot record that a device stored: a history. No decision depends on it."""
+
+    async def stored(self, record: BootRecord, reason: str | None = None) -> None:
+        """A device stored this record. Never raises, and does not take long.
+
+        Args:
+            record: what was stored.
+            reason: why an image was refused, if it was stored for that.
         """
         ...
 

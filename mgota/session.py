@@ -246,19 +246,19 @@ class OtaSession:
             audit.warning("image refused: %s", exc)
         log.warning("update %s after %d of %d bytes: %s", outcome, self.received, self.size, reason)
         try:
-            record = await self._forget_refusal() if outcome is Outcome.REFUSED else (await self.device.load())[0]
+            record = await self._forget_refusal(reason) if outcome is Outcome.REFUSED else (await self.device.load())[0]
         except OtaError as failed:
             log.error("the boot record could not be stored: %s", failed)  # noqa: TRY400  no news in the traceback
             return
         if record:
             self.device.live.ended = (outcome, reason, record.revision)
 
-    async def _forget_refusal(self) -> BootRecord | None:
+    async def _forget_refusal(self, reason: str) -> BootRecord | None:
         # The record says "interrupted" since begin. A refusal is no fault of the device: what it said before stands.
         record, _ = await self.device.load()
         if record:
             record = record.next(outcome=self._before.outcome, reason=self._before.reason)
-            await self.device.state.store(record)
+            await self.device.store(record, reason=reason)
         return record
 
 

@@ -183,7 +183,7 @@ class RecordLog:
                 return _Content((yield Read(sector.start, sector.length)), sector.length)
             except FlashError:
                 continue
-        units = {}
+        units: dict[int, bytes | None] = {}
         for at in range(0, sector.length, self._geometry.program_unit):
             units[at] = yield from self._read_unit(sector.start + at)
         witness = _readable(sector, units)

@@ -1,4 +1,4 @@
-"""The note of a download in a file.
+"""A note in a file: of a download, of a device's history.
 
     await pull(device, url, note=FileNote("/var/lib/app/download"))
 
@@ -21,11 +21,12 @@ class FileNote:
 
     Args:
         path: the file, which need not exist. It holds nothing else.
+        limit: bytes of the largest note.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], limit: int = MAX_NOTE) -> None:
         self.path = Path(path)
-        self._file = DurableFile(path, MAX_NOTE)
+        self._file = DurableFile(path, limit)
 
     async def load(self) -> bytes | None:
         """What was stored last, or None.
