@@ -222,7 +222,18 @@ def test_numbers_that_are_no_signature() -> None:
     assert len(good.signatures) == 1
 
 
-@pytest.mark.parametrize("sig", ["", "AA==", "A" * 87, b64encode(bytes(65)).decode(), GOOD["sig"] + "\n", "?"])
+SIGNATURES = {
+    "none": "",
+    "one byte": "AA==",
+    "no end": "A" * 87,
+    "65 bytes": b64encode(bytes(65)).decode(),
+    "a line end": GOOD["sig"] + "\n",
+    "no letter": "?",
+}
+
+
+# Names of their own: a signature is another one in each process that collects the tests.
+@pytest.mark.parametrize("sig", SIGNATURES.values(), ids=SIGNATURES.keys())
 def test_a_signature_that_is_no_base64_of_64_bytes_is_malformed(sig: str) -> None:
     with pytest.raises(ManifestError):
         STRICT.open(with_signatures({**GOOD, "sig": sig}))
