@@ -2,17 +2,13 @@
 
 Everything happens in a temporary directory and on loopback, with the commands that a user has. Rules:
 - after every step the device itself is asked: what it says is what the timeline says;
-- a step that did not happen ends the demo with a failure;
-- whatever ends the demo, no process stays.
+- an act that needs a program which is missing says so, and how to get it.
 """
 
 import json
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 import zipapp
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -24,10 +20,9 @@ from typing import Any
 import anyio
 import click
 
+from mgota.cli.stage import MGOTA, Stage, StepFailedError, free_port
 from mgota.errors import OtaError, TransferError
 from mgota.transports.http.push import Remote
-
-MGOTA = (sys.executable, "-m", "mgota.cli")
 
 _HERE = Path(__file__).parent
 _SOURCES = (_HERE / "demo_app", _HERE.parents[1] / "examples" / "app")  # in a wheel, in the repository
@@ -48,10 +43,6 @@ FAULTS = {
 """The versions of the application, and what is wrong with each."""
 
 Found = dict[str, Any]
-
-
-class StepFailedError(OtaError):
-    """A step of the demo did not happen."""
 
 
 @click.command()
@@ -89,7 +80,7 @@ class Seen:
     status: Found
 
 
-class Demo:
+class Demo(Stage):
     """One showing.
 
     Args:
@@ -97,12 +88,11 @@ class Demo:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
+        super().__init__(directory)
         self.device = directory / "device"
         self.log = directory / "launcher.log"
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._began = time.monotonic()
 
     async def play(self) -> None:
         """All of it.
@@ -117,33 +107,33 @@ class Demo:
             except OtaError:
                 click.echo(f"--- what the launcher said ---\n{self.log.read_text()}", err=True)
                 raise
-        self._say("done: the device runs 2.0.0, the only new version that proved itself")
+        self.say("done: the device runs 2.0.0, the only new version that proved itself")
 
     async def _prepare(self) -> None:
-        self._say("on the build machine: make a pair of keys, pack and sign five versions of a small application")
-        await self._mgota("keygen", "--out", ".")
+        self.say("on the build machine: make a pair of keys, pack and sign five versions of a small application")
+        await self.mgota("keygen", "--out", ".")
         for version, fault in FAULTS.items():
             build(self.directory / f"app-{version}.pyz", version, fault, self.directory / "public.pem")
             if version != "5.0.0":
-                await self._mgota("sign", f"app-{version}.pyz", "--key", "private.pem")
+                await self.mgota("sign", f"app-{version}.pyz", "--key", "private.pem")
         tampered = bytearray(self._image("2.0.0").read_bytes())
         tampered[len(tampered) // 2] ^= 1
         (self.directory / "tampered.pyz").write_bytes(tampered)
-        self._say("in the factory: write version 1.0.0 into slot a of a new device")
-        await self._mgota("provision", self._image("1.0.0").name, "--dir", "device", "--key", "public.pem")
+        self.say("in the factory: write version 1.0.0 into slot a of a new device")
+        await self.mgota("provision", self._image("1.0.0").name, "--dir", "device", "--key", "public.pem")
 
     async def _play(self) -> None:
         seen = await self._await("1.0.0 runs", lambda seen: seen.version == "1.0.0")
         first = _sha256(seen)
-        self._say("in the field: `mgota run` has started it, and it answers: version 1.0.0")
+        self.say("in the field: `mgota run` has started it, and it answers: version 1.0.0")
 
         await self._push("2.0.0", "a good one")
         seen = await self._await("2.0.0 commits itself", lambda seen: _settled(seen, "2.0.0", "committed"))
-        self._check(seen.status["active_slot"] == "b" and _sha256(seen) != first, "2.0.0 runs from slot b")
-        self._say("2.0.0 runs from slot b, found itself healthy and committed itself")
+        self.check(seen.status["active_slot"] == "b" and _sha256(seen) != first, "2.0.0 runs from slot b")
+        self.say("2.0.0 runs from slot b, found itself healthy and committed itself")
 
         await self._push("3.0.0", "it hangs at its start")
-        self._say(f"3.0.0 is on trial and says nothing; it has {WINDOW:g} s to be committed ...")
+        self.say(f"3.0.0 is on trial and says nothing; it has {WINDOW:g} s to be committed ...")
         await self._rolled_back("3.0.0", "not committed")
         await self._push("4.0.0", "it crashes while it is imported")
         await self._rolled_back("4.0.0", "exited")
@@ -152,47 +142,32 @@ class Demo:
         await self._refused(self.directory / "tampered.pyz", "2.0.0 with one bit changed")
 
     async def _push(self, version: str, what: str) -> None:
-        self._say(f"push version {version} over HTTP ({what})")
-        told = await self._mgota("push", self._image(version).name, self.url, "--json")
-        self._check(json.loads(told)["ok"] is True, f"the device takes {version}")
+        self.say(f"push version {version} over HTTP ({what})")
+        told = await self.mgota("push", self._image(version).name, self.url, "--json")
+        self.check(json.loads(told)["ok"] is True, f"the device takes {version}")
 
     async def _rolled_back(self, version: str, why: str) -> None:
         seen = await self._await(f"{version} is rolled back", lambda seen: _settled(seen, "2.0.0", "rolled_back"))
-        self._check(why in seen.status["reason"], f"{version} is rolled back because it {why}")
-        self._say(f"{version} was rolled back ({seen.status['reason']}); 2.0.0 answers again")
+        self.check(why in seen.status["reason"], f"{version} is rolled back because it {why}")
+        self.say(f"{version} was rolled back ({seen.status['reason']}); 2.0.0 answers again")
 
     async def _refused(self, image: Path, what: str) -> None:
-        self._say(f"push {what}")
+        self.say(f"push {what}")
         before = await self._look()
-        error = await self._mgota("push", image.name, self.url, fails=True)
-        self._check("signature" in error, f"{what} is refused for its signature: {error}")
+        error = await self.mgota("push", image.name, self.url, fails=True)
+        self.check("signature" in error, f"{what} is refused for its signature: {error}")
         seen = await self._look()
         same = seen is not None and before is not None and _sha256(seen) == _sha256(before)
-        self._check(same and _settled(seen, "2.0.0", "refused"), "the running version stays")
-        self._say(f"refused ({error.removeprefix('mgota: ')}); 2.0.0 was not disturbed")
-
-    async def _mgota(self, *arguments: str, fails: bool = False) -> str:
-        """Run a command as a user would. Returns what it printed, or why it failed if it has to."""
-        click.echo(f"          $ mgota {' '.join(arguments)}")
-        done = await anyio.run_process([*MGOTA, *arguments], cwd=self.directory, check=False)
-        out, error = done.stdout.decode(), done.stderr.decode().strip()
-        self._check((done.returncode == 1) if fails else (done.returncode == 0), f"mgota {arguments[0]}: {error}")
-        return error.splitlines()[-1] if fails else out
+        self.check(same and _settled(seen, "2.0.0", "refused"), "the running version stays")
+        self.say(f"refused ({error.removeprefix('mgota: ')}); 2.0.0 was not disturbed")
 
     @asynccontextmanager
     async def _launched(self) -> AsyncGenerator[None]:
         program = (sys.executable, "{slot}", str(self.port))
         options = ("--dir", "device", "--window", f"{WINDOW:g}", "--key", "public.pem")
         click.echo(f"          $ mgota run {' '.join(options)} -- python3 {{slot}} {self.port}")
-        with self.log.open("wb") as log:
-            launcher = subprocess.Popen(  # noqa: ASYNC220  it only starts it
-                [*MGOTA, "run", *options, "--", *program], cwd=self.directory, stdout=log, stderr=log
-            )
-        try:
+        async with self.running(*MGOTA, "run", *options, "--", *program, log=self.log):
             yield
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(_end, launcher)
 
     async def _await(self, what: str, holds: Callable[[Seen], bool]) -> Seen:
         """Ask the device until it is so."""
@@ -213,13 +188,6 @@ class Demo:
             return Seen(str(greeting["version"]), await remote.status())
         except (TransferError, KeyError):
             return None
-
-    def _check(self, happened: bool, what: str) -> None:
-        if not happened:
-            raise StepFailedError(f"this did not happen: {what}")
-
-    def _say(self, line: str) -> None:
-        click.echo(f"{time.monotonic() - self._began:6.1f} s  {line}")
 
     def _image(self, version: str) -> Path:
         return self.directory / f"app-{version}.signed.pyz"
@@ -254,18 +222,3 @@ def _settled(seen: Seen | None, version: str, outcome: str) -> bool:
 
 def _sha256(seen: Seen) -> str:
     return str(seen.status["image"]["sha256"])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _end(launcher: "subprocess.Popen[bytes]") -> None:
-    launcher.terminate()
-    try:
-        launcher.wait(10)
-    except subprocess.TimeoutExpired:
-        launcher.kill()  # its program dies with it
-        launcher.wait()

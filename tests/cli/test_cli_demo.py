@@ -13,7 +13,8 @@ import anyio
 import pytest
 from terminal import PROGRAM, Shop
 
-from mgota.cli.demo import Demo, StepFailedError, build
+from mgota.cli.demo import Demo, build
+from mgota.cli.stage import StepFailedError
 from mgota.core.image import ImageScan
 
 
@@ -73,7 +74,7 @@ def test_a_step_that_did_not_happen_ends_it(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(StepFailedError, match="pigs fly"):
         anyio.run(demo._await, "pigs fly", lambda _: True)
     with pytest.raises(StepFailedError, match="mgota info"):
-        anyio.run(demo._mgota, "info", "missing")
+        anyio.run(demo.mgota, "info", "missing")
 
 
 def test_what_the_demo_builds_runs_and_is_tagged(shop: Shop, tmp_path: Path) -> None:
