@@ -12,10 +12,11 @@ from mgota.core.geometry import Geometry, Region, Slot
 from mgota.core.image import Trailer, Verifier
 from mgota.core.keys import PrivateKey, PublicKey, load_private_key, load_public_key
 from mgota.core.record import BootRecord, Outcome, State
-from mgota.device import Device, VerifiedImage
+from mgota.device import Device
 from mgota.errors import BusyError, ConfigError, FlashError, OtaError, RejectedError, TransferError
 from mgota.session import OtaSession
 from mgota.trial import boot_check, commit, rollback, run_trial
+from mgota.verified import VerifiedImage
 
 __all__ = [
     "BootRecord",

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import anyio
@@ -34,13 +34,19 @@ from mgota.core.boot import (
     refuse_update,
     stage_step,
 )
+from mgota.core.floor import check_floor, check_sequence, effective_floor
 from mgota.core.geometry import Slot
 from mgota.core.image import ImageScan, Trailer, Verifier
 from mgota.core.inspect import Inspect
+from mgota.core.keychain import KeyChain
+from mgota.core.manifest import Manifest, identify
 from mgota.core.record import BootRecord, SlotImage
-from mgota.errors import ConfigError, DigestError, OtaError, StateError, UpdateRunningError
+from mgota.core.trust import trusted
+from mgota.core.version import is_version, order
+from mgota.errors import ConfigError, DigestError, OtaError, StateError, UnknownStateError, UpdateRunningError
 from mgota.ports import BlockingReads, FlashBackend, ProcessLock, RecordObserver, Resetter, StateStore, Watchdog
 from mgota.status import Live, Status, tell
+from mgota.verified import SEALED, VerifiedImage
 
 log = logging.getLogger("mgota.device")
 
@@ -52,46 +58,6 @@ INLINE = 1 << 15
 
 DEVICE_FACTORY = "mgota.linux.environment:device_from_environment"
 """What `$MGOTA_DEVICE` is taken to be when it is not set: the device under `mgota run`."""
-
-_SEALED = object()
-
-
-class VerifiedImage:
-    """An image that was read back from flash and found whole and, where keys are configured, signed.
-
-    Only `OtaSession.seal` and `Device.staged` make one.
-    """
-
-    __slots__ = ("image", "slot")
-
-    def __init__(self, slot: Slot, image: SlotImage, *, sealed: object = None) -> None:
-        if sealed is not _SEALED:
-            raise TypeError("only seal() and staged() make a VerifiedImage: it stands for bytes verified from flash")
-        self.slot = slot
-        self.image = image
-
-    @property
-    def size(self) -> int:
-        """Bytes of the firmware, without its trailer."""
-        return self.image.size
-
-    @property
-    def image_size(self) -> int:
-        """Bytes of firmware and trailer."""
-        return self.image.image_size
-
-    @property
-    def sha256(self) -> str:
-        """Hex digest of the firmware."""
-        return self.image.sha256
-
-    @property
-    def version(self) -> str | None:
-        """The version tagged inside the firmware, if there is one."""
-        return self.image.version
-
-    def __repr__(self) -> str:
-        return f"<VerifiedImage in slot {self.slot}: {self.size} bytes, sha256 {self.sha256[:16]}…>"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,6 +78,9 @@ class Device:
         on_unknown: what an unreadable record means: "refuse" updates until an operator commits, or "confirm" what
             runs, for stores that lose power such as backup registers.
         reset_after_commit: None resets only where the watchdog cannot be disarmed.
+        floor: the lowest version that may be installed; the boot record may know a higher one. With a floor an image
+            needs a version, inside of its signed bytes or in a signed manifest.
+        hardware: this device's id, which a manifest for certain hardware has to name.
     """
 
     flash: FlashBackend
@@ -126,11 +95,17 @@ class Device:
     tries: int = 1
     on_unknown: Literal["refuse", "confirm"] = "refuse"
     reset_after_commit: bool | None = None
+    floor: str | None = None
+    hardware: str | None = None
     live: Live = field(default_factory=Live, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.window <= 0 or self.tries < 1:
             raise ConfigError("a trial needs a window of more than 0 seconds and at least one try")
+        if self.floor is not None and order(self.floor) is None:
+            raise ConfigError(f"the floor {self.floor!r} is no version that others could be compared with")
+        if self.hardware is not None and not is_version(self.hardware):
+            raise ConfigError("a hardware id is 1 to 64 printable characters without spaces")
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ, **options: Any) -> "Device":
@@ -265,7 +240,7 @@ class Device:
         if not extent:
             return None
         scan = await self.scan(slot, extent, trailer=None)
-        return SlotImage(size=extent, image_size=extent, sha256=scan.sha256.hex(), version=scan.version)
+        return identify(scan, None)
 
     async def scan(
         self, slot: Slot, size: int, *, trailer: Trailer | None, inspect: Inspect | None = None
@@ -293,28 +268,53 @@ class Device:
                 scan.update(block)
         return scan
 
-    async def read_back(self, slot: Slot, size: int, *, crc: int | None = None) -> VerifiedImage:
-        """Verify an image from flash: its checksum, if one is known, and its signature, if keys are configured.
+    async def read_back(
+        self,
+        slot: Slot,
+        size: int,
+        *,
+        crc: int | None = None,
+        manifest: Manifest | None = None,
+        recorded: SlotImage | None = None,
+    ) -> VerifiedImage:
+        """Verify an image from flash: its checksum, if one is known, its signature, if keys are configured, its age.
 
         Args:
             slot: where it lies.
             size: bytes, trailer included.
             crc: checksum of what was received.
+            manifest: what was announced.
+            recorded: what the boot record says of it, if it was sealed before.
 
         Raises:
             VerifyError: what is stored is not what was received.
             UnsignedError: a signature is required and there is none.
             BadSignatureError: no trusted key made the signature.
             WrongHardwareError: the image is for another chip.
+            DigestError: it is not the image that was announced or recorded.
+            DowngradeError: it is older than this device may go back to.
         """
         trailer = self.verifier.trailer if self.verifier else None
         scan = await self.scan(slot, size, trailer=trailer, inspect=self.inspect)
         scan.expect_crc(crc)
+        record, _ = await self.load()
         if self.verifier:
-            self.verifier.check(scan)
+            trusted(self.verifier, record.chain if record else None).check(scan)
         scan.expect_this_chip()
-        image = SlotImage(size=scan.firmware_size, image_size=size, sha256=scan.sha256.hex(), version=scan.version)
-        return VerifiedImage(slot, image, sealed=_SEALED)
+        image = identify(scan, manifest)
+        if recorded:
+            if recorded.sha256 != image.sha256:
+                raise DigestError(f"slot {slot} does not hold the recorded image")
+            image = replace(image, version=recorded.version, sequence=recorded.sequence)
+        self._check_age(image, scan.version, record)
+        return VerifiedImage(slot, image, sealed=SEALED)
+
+    def _check_age(self, image: SlotImage, tag: str | None, record: BootRecord | None) -> None:
+        # A version that came beside the image counts only if somebody signed it; otherwise the one inside does.
+        vouched = self.verifier is None or image.sequence is not None
+        floor = effective_floor(record.floor if record else None, self.floor)
+        check_floor(image.version if vouched else tag, floor)
+        check_sequence(image.sequence, record.sequence if record else None)
 
     async def is_whole(self, slot: Slot, image: SlotImage | None) -> bool:
         """Whether the slot holds the recorded image, by its SHA-256."""
@@ -334,7 +334,7 @@ class Device:
 
         Raises:
             DigestError: the slot holds another image than the recorded one.
-            RejectedError: no trusted key signed it.
+            RejectedError: no trusted key signed it, or it is too old by now.
             FlashError: it could not be read.
         """
         if image is None or await self.flash.extent(slot) < image.image_size:
@@ -342,11 +342,9 @@ class Device:
         if self.verifier is None:  # a launcher without keys: what its program verified is known by its digest
             if not await self.is_whole(slot, image):
                 raise DigestError(f"slot {slot} does not hold the recorded image")
-            return VerifiedImage(slot, image, sealed=_SEALED)
-        verified = await self.read_back(slot, image.image_size)
-        if verified.sha256 != image.sha256:
-            raise DigestError(f"slot {slot} does not hold the recorded image")
-        return verified
+            self._check_age(image, image.version, (await self.load())[0])
+            return VerifiedImage(slot, image, sealed=SEALED)
+        return await self.read_back(slot, image.image_size, recorded=image)
 
     async def staged(self) -> VerifiedImage | None:
         """The image that was staged to be activated later, verified again; None if there is none.
@@ -359,6 +357,29 @@ class Device:
         if record is None or record.staged is None:
             return None
         return await self.verify_again(record.staged, record.image(record.staged))
+
+    async def remember(self, chain: KeyChain | None) -> None:
+        """Remember rotations of keys that a manifest brought, before anything is done on the new keys' word.
+
+        Args:
+            chain: what `ManifestVerifier.open` returned; None, or what is remembered already, changes nothing.
+
+        Raises:
+            BusyError: another update is under way, or the boot record is unreadable.
+            StateError: it could not be stored.
+        """
+        if chain is None:
+            return
+        async with self.exclusive():
+            record, readable = await self.load()
+            if not readable:
+                raise UnknownStateError("the boot record is unreadable: rotated keys cannot be remembered")
+            if record is None:
+                await self.perform(*(await self.first_start(await self.flash.running_slot())).steps)
+                record = (await self.load())[0] or BootRecord()
+            if record.chain != chain:
+                await self.perform(Store(record.next(chain=chain)))
+                log.warning("keys were rotated: %d count now, %d are retired", len(chain.keys), len(chain.retired))
 
     async def activate(
         self, image: VerifiedImage, *, reset: bool = True, announce: Callable[[], Awaitable[None]] | None = None

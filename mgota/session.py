@@ -24,8 +24,10 @@ import anyio.to_thread
 
 from mgota.core.boot import Select, Store, begin_steps, forget_step, provision_steps, refuse_update
 from mgota.core.checksum import Checksum, checksum
+from mgota.core.floor import check_floor, check_sequence, effective_floor
+from mgota.core.manifest import Manifest, check_hardware
 from mgota.core.record import BootRecord, Outcome
-from mgota.device import Device, VerifiedImage
+from mgota.device import Device
 from mgota.errors import (
     EmptyImageError,
     OtaError,
@@ -36,6 +38,7 @@ from mgota.errors import (
 )
 from mgota.ports import BlockingWriter, FlashWriter, ReadableBuffer
 from mgota.resume import Marks, Resume
+from mgota.verified import VerifiedImage
 
 log = logging.getLogger("mgota.session")
 audit = logging.getLogger("mgota.audit")
@@ -51,17 +54,23 @@ class OtaSession:
         device: what is updated.
         size: bytes of the image, trailer included.
         resume: where progress is marked, or None. After entering, `received` says how much is there already.
+        manifest: what announced it, if something did: what is stored has to be that, and is known by its version.
 
     Raises:
+        WrongHardwareError: on entering: the manifest is for other hardware.
+        DowngradeError: on entering: it is older than this device may go back to.
         EmptyImageError: on entering: size is not positive.
         TooLargeError: on entering: it does not fit the slot.
         BusyError: on entering: another update, a trial, or an unreadable boot record.
         FlashError: on entering: the staging slot cannot be written.
     """
 
-    def __init__(self, device: Device, *, size: int, resume: Resume | None = None) -> None:
+    def __init__(
+        self, device: Device, *, size: int, resume: Resume | None = None, manifest: Manifest | None = None
+    ) -> None:
         self.device = device
         self.size = size
+        self.manifest = manifest
         self.received = 0
         self.resumed = False
         """Whether a part of the image is of an earlier life."""
@@ -74,6 +83,8 @@ class OtaSession:
         self._done = False
 
     async def __aenter__(self) -> Self:
+        if self.manifest:
+            check_hardware(self.manifest, self.device.hardware)
         await check_size(self.device, self.size)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.device.exclusive())
@@ -85,6 +96,9 @@ class OtaSession:
         device = self.device
         record, readable = await device.load()
         refuse_update(record, readable=readable)
+        if self.manifest:  # before anything is erased; the seal asks again
+            check_floor(self.manifest.version, effective_floor(record.floor if record else None, device.floor))
+            check_sequence(self.manifest.seq, record.sequence if record else None)
         running = await device.flash.running_slot()
         if record is None:
             await device.perform(*(await device.first_start(running)).steps)
@@ -199,15 +213,16 @@ class OtaSession:
         Raises:
             TruncatedError: fewer than the declared bytes came.
             VerifyError: what is stored is not what was received.
-            RejectedError: it is not signed by a trusted key.
+            RejectedError: it is not signed by a trusted key, not what was announced, or too old.
         """
         writer = self._open_writer()
         if self.received < self.size:
             raise TruncatedError(self.received, self.size)
         await writer.finish()
         self._writer = None
+        crc, manifest = self._crc.value, self.manifest
         try:
-            self._sealed = await self.device.read_back(self._staging, self.size, crc=self._crc.value)
+            self._sealed = await self.device.read_back(self._staging, self.size, crc=crc, manifest=manifest)
         except OtaError:
             if self._marks:
                 await self._marks.forget()  # it would go on to the same end

@@ -299,7 +299,7 @@ async def _plan_commit(device: Device, sha256: str | None) -> tuple[tuple[Step, 
     _check_meant(record.image(running), sha256)
     if device.live.resetting:
         return (), running  # too late: the next boot decides
-    return commit_steps(record, running), running
+    return commit_steps(record, running, floor=device.floor), running
 
 
 def _check_meant(image: SlotImage | None, sha256: str | None) -> None:
@@ -363,4 +363,4 @@ async def _plan_rollback(device: Device, sha256: str | None) -> tuple[Step, ...]
     record = record or BootRecord()
     _check_meant(record.image(running), sha256)
     whole = await device.is_whole(running.other, record.image(running.other))
-    return rollback_steps(record, running, whole=whole)
+    return rollback_steps(record, running, whole=whole, floor=device.floor)

@@ -23,6 +23,7 @@ ROOMS = (
     ("mgota.ports",),
     (
         "mgota.status",
+        "mgota.verified",
         "mgota.device",
         "mgota.health",
         "mgota.history",

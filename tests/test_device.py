@@ -28,7 +28,7 @@ from mgota.core.geometry import Slot
 from mgota.core.image import Verifier
 from mgota.core.keys import PrivateKey
 from mgota.core.record import BootRecord, Outcome, SlotImage, State
-from mgota.device import Device, VerifiedImage
+from mgota.device import Device
 from mgota.errors import (
     BadSignatureError,
     ConfigError,
@@ -42,6 +42,7 @@ from mgota.errors import (
 )
 from mgota.session import OtaSession
 from mgota.trial import boot_check, commit
+from mgota.verified import VerifiedImage
 
 pytestmark = pytest.mark.asyncio
 

@@ -29,7 +29,7 @@ from mgota.core.geometry import Slot
 from mgota.core.image import Trailer
 from mgota.core.keys import PrivateKey
 from mgota.core.record import BootRecord, Outcome, SlotImage, State
-from mgota.device import BLOCK, Device, VerifiedImage
+from mgota.device import BLOCK, Device
 from mgota.errors import (
     BadSignatureError,
     EmptyImageError,
@@ -48,6 +48,7 @@ from mgota.errors import (
 )
 from mgota.session import OtaSession, check_size, provision
 from mgota.trial import boot_check, commit
+from mgota.verified import VerifiedImage
 
 pytestmark = pytest.mark.asyncio
 
@@ -633,11 +634,17 @@ async def body(data: bytes) -> AsyncIterator[bytes]:
 
 async def test_a_provisioned_device_is_confirmed_and_proven() -> None:
     board = Board(b"", verifier=verifying())
-    image = await provision(board.device, body(signed(OLD)), size=len(signed(OLD)))
+    whole = signed(OLD)
+    image = await provision(board.device, body(whole), size=len(whole))
     assert (image.slot, image.sha256) == (A, digest(OLD))
     assert board.record.state is State.CONFIRMED
     assert board.record.a == SlotImage(
-        size=len(OLD), image_size=len(OLD) + 64, sha256=digest(OLD), version="1", proven=True
+        size=len(OLD),
+        image_size=len(OLD) + 64,
+        sha256=digest(OLD),
+        version="1",
+        proven=True,
+        image_sha256=digest(whole),
     )
     assert await boot_check(board.boot()) is Verdict.RUN
     assert not board.lock.held

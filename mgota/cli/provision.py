@@ -13,10 +13,10 @@ from mgota.cli.options import FILE, FOLDER, as_json, read_verifier, trust_option
 from mgota.cli.place import Place, place_options
 from mgota.cli.virtual_device import powered
 from mgota.core.image import ImageScan, Verifier
-from mgota.device import VerifiedImage
 from mgota.errors import BusyError, ConfigError
 from mgota.linux.environment import launcher_info
 from mgota.session import provision as write_first
+from mgota.verified import VerifiedImage
 
 BLOCK = 1 << 20
 

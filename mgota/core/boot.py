@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from mgota.core.floor import below_floor, effective_floor, raised
 from mgota.core.geometry import Slot
 from mgota.core.record import MAX_TEXT, BootRecord, Outcome, SlotImage, State
 from mgota.errors import RollbackRefusedError, TrialRunningError, UnknownStateError
@@ -242,13 +243,19 @@ def _steps(action: Action, record: BootRecord, running: Slot, facts: Facts) -> t
 
 def _settle(record: BootRecord, running: Slot, outcome: Outcome, reason: str) -> tuple[tuple[Step, ...], Verdict]:
     failed = record.image(record.trial) if record.trial else None
-    settled = record.next(
-        **_SETTLED,
-        outcome=outcome,
-        reason=reason[:MAX_TEXT],
-        failed_sha256=failed.sha256 if failed else record.failed_sha256,
-    )
+    settled = record.next(**_SETTLED, outcome=outcome, reason=reason[:MAX_TEXT], **_failed(failed))
     return (Select(running), Store(settled)), Verdict.RUN
+
+
+def _failed(image: SlotImage | None) -> dict[str, str | None]:
+    """What is remembered of an image that was rolled back, so that it is not offered again and again."""
+    if image is None:
+        return {}
+    return {
+        "failed_sha256": image.sha256,
+        "failed_image_sha256": image.image_sha256,
+        "failed_version": image.version,
+    }
 
 
 _SETTLED = {"state": State.CONFIRMED, "trial": None, "swaps": 0, "tries": 0, "select_failures": 0}
@@ -311,28 +318,44 @@ def activate_steps(record: BootRecord, slot: Slot, image: SlotImage, *, tries: i
     yield Reset()
 
 
-def commit_steps(record: BootRecord, running: Slot) -> tuple[Step, ...]:
-    """Make the running image permanent, if it is on trial; otherwise there is nothing to do."""
+def commit_steps(record: BootRecord, running: Slot, *, floor: str | None = None) -> tuple[Step, ...]:
+    """Make the running image permanent, if it is on trial; otherwise there is nothing to do.
+
+    One store does it, and raises the floor: there is no moment at which one is done and not the other.
+
+    Args:
+        record: the boot record.
+        running: the slot that runs.
+        floor: the device's.
+    """
     image = record.image(running)
     if record.state is not State.FAILED or record.trial is not running or image is None:
         return ()
+    lowest, sequence = raised((record.floor, record.sequence), (image.version, image.sequence), floor)
     committed = record.next_with(
-        running, replace(image, proven=True), **_SETTLED, outcome=Outcome.COMMITTED, reason=None
+        running,
+        replace(image, proven=True),
+        **{**_SETTLED, "floor": lowest, "sequence": sequence},
+        outcome=Outcome.COMMITTED,
+        reason=None,
     )
     return Select(running), Store(committed)
 
 
-def rollback_steps(record: BootRecord, running: Slot, *, whole: bool) -> tuple[Step, ...]:
+def rollback_steps(record: BootRecord, running: Slot, *, whole: bool, floor: str | None = None) -> tuple[Step, ...]:
     """Return to the other image because an operator says so.
+
+    The floor does not keep anybody from ending a trial: the device would go back by itself.
 
     Args:
         record: the boot record.
         running: the slot that runs.
         whole: the image in the other slot is the recorded one.
+        floor: the device's.
 
     Raises:
         TrialRunningError: an activation is under way.
-        RollbackRefusedError: there is no whole and proven image to go back to.
+        RollbackRefusedError: there is no whole and proven image to go back to, or it is below the floor.
     """
     if record.state is State.TESTING:
         raise TrialRunningError("an image is about to go on trial: the device has to reset first")
@@ -342,12 +365,9 @@ def rollback_steps(record: BootRecord, running: Slot, *, whole: bool) -> tuple[S
     if record.state is State.FAILED:
         leaving = record.next(tries=0, select_failures=0, reason=OPERATOR)
     else:
-        left = record.image(running)
-        leaving = record.next(
-            outcome=Outcome.ROLLED_BACK,
-            reason=OPERATOR,
-            failed_sha256=left.sha256 if left else record.failed_sha256,
-        )
+        if why := below_floor(back.version, effective_floor(record.floor, floor)):
+            raise RollbackRefusedError(f"the previous image stays where it is: {why}")
+        leaving = record.next(outcome=Outcome.ROLLED_BACK, reason=OPERATOR, **_failed(record.image(running)))
     return Store(leaving), Select(running.other), Reset()
 
 

@@ -77,6 +77,13 @@ class ImageScan:
         """SHA-256 of the firmware, 32 bytes."""
         return self._sha256.digest()
 
+    @property
+    def image_sha256(self) -> bytes:
+        """SHA-256 of firmware and trailer, 32 bytes."""
+        whole = self._sha256.copy()
+        whole.update(self.trailer_bytes)
+        return whole.digest()
+
     def expect_crc(self, received: int | None) -> None:
         """Compare with the checksum of what was received, if there was one.
 

@@ -1,37 +1,29 @@
-"""The manifest: which version is there, where its image lies, and who says so.
+"""The manifest: which version is there, and where its image lies.
 
     {"version": "1.2.3", "url": "https://x/fw.bin", "size": 324645}                 plain, as Mongoose reads it
-    {…, "signed": "<base64>", "sigs": [{"keyid": "…", "sig": "…"}]}                 signed; `mgota.core.envelope`
 
-Rules:
-- a signed manifest is its decoded payload; what stands beside it is for clients that read no signatures, and must
-  say the same;
-- with keys a plain manifest is refused, unless that is allowed; without keys nothing is verified, and a manifest is
-  what stands at its top;
+Its signed form is `mgota.core.signed_manifest`. Rules:
 - sizes and numbers are integers (Python takes True and 1.0 for 1), and keys that are not known are ignored;
 - `sha256` and `size` are the image's, trailer included: the file as it is served.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final, cast
 
-from mgota.core.envelope import Envelope, open_envelope, seal_envelope
-from mgota.core.keys import PrivateKey, PublicKey
-from mgota.core.strict_json import parse_object
-from mgota.core.trust import KeyChain, KeySet, effective, follow, read_rotations
+from mgota.core.image import ImageScan
+from mgota.core.record import SlotImage
 from mgota.core.version import is_version
-from mgota.errors import ConfigError, MalformedError, ManifestError, UnsignedError
-
-KIND: Final = "application/vnd.mgota.manifest+json"
-"""The type that a manifest is signed as."""
+from mgota.errors import DigestError, ManifestError, WrongHardwareError
 
 MAX_URL: Final = 2048
 MAX_HARDWARE: Final = 64
 """Hardware ids in one manifest."""
 
-_FIELDS: Final = ("version", "url", "size", "sha256", "seq", "hw", "expires")
+FIELDS: Final = ("version", "url", "size", "sha256", "seq", "hw", "expires")
+"""The members that are signed, besides the number of the form."""
+
 _HEX: Final = frozenset("0123456789abcdefABCDEF")
 
 
@@ -82,90 +74,22 @@ def is_digest(text: str) -> bool:
     return len(text) == 64 and not set(text) - _HEX
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A manifest, and what the device is to remember from it on.
-
-    Args:
-        manifest: what it says.
-        chain: the keys that count now; differs from what was given if the manifest brought rotations.
-    """
-
-    manifest: Manifest
-    chain: KeyChain | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ManifestVerifier:
-    """Which manifests a device takes.
-
-    Args:
-        keys: trusted keys; without any, nothing is verified.
-        threshold: how many of them have to sign. A single stolen key is worth nothing with two.
-        allow_plain: take manifests without a signature all the same. Whoever can change what is served can then name
-            any version and any image; the image's own signature is still asked for.
+def read_plain(found: Mapping[str, object]) -> Manifest:
+    """The manifest that stands in a JSON object, whoever wrote it.
 
     Raises:
-        ConfigError: the threshold cannot be reached.
+        ManifestError: there is none.
     """
-
-    keys: Sequence[PublicKey] = ()
-    threshold: int = 1
-    allow_plain: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "keys", tuple(self.keys))
-        if self.keys:
-            KeySet(tuple(self.keys), self.threshold)
-        elif self.threshold != 1:
-            raise ConfigError("a threshold needs keys")
-
-    def open(self, data: bytes, chain: KeyChain | None = None) -> Opened:
-        """Read a manifest and verify it. Expiry, hardware and sequence are `mgota.core.offer`'s.
-
-        Args:
-            data: as it was served.
-            chain: what the device remembers of rotations (`BootRecord.chain`).
-
-        Raises:
-            ManifestError: it is malformed, or says two things.
-            UnsignedError: it is not signed, and has to be.
-            BadSignatureError: too few trusted keys signed it.
-        """
-        try:
-            return self._open(data, chain)
-        except ManifestError:
-            raise
-        except MalformedError as exc:
-            raise ManifestError(f"the manifest is malformed: {exc}") from exc
-
-    def _open(self, data: bytes, chain: KeyChain | None) -> Opened:
-        found = parse_object(data)
-        if not self.keys or (self.allow_plain and "signed" not in found):
-            return Opened(_plain(found), chain)
-        if "signed" not in found:
-            raise UnsignedError("the manifest is not signed, and keys are configured")
-        envelope, configured = open_envelope(found), KeySet(tuple(self.keys), self.threshold)
-        chain = follow(configured, chain, read_rotations(found.get("rotations", [])))
-        effective(configured, chain).check(KIND, envelope)
-        payload = parse_object(envelope.payload)
-        for name in _FIELDS:
-            if name in found and not _same(found[name], payload.get(name)):
-                raise ManifestError(f"the manifest says two things: its {name} is not the signed one")
-        return Opened(_signed(payload), chain)
-
-
-def _same(outer: object, inner: object) -> bool:
-    # Members of a list are compared as they are: those of the payload are texts, which equal nothing else.
-    return type(outer) is type(inner) and outer == inner
-
-
-def _plain(found: Mapping[str, object]) -> Manifest:
     version, url, size = _basics(found)
     return Manifest(version=version, url=url, size=size, sha256=_text(found, "sha256", lower=True))
 
 
-def _signed(payload: Mapping[str, object]) -> Manifest:
+def read_payload(payload: Mapping[str, object]) -> Manifest:
+    """The manifest that stands in a signed payload, already verified.
+
+    Raises:
+        ManifestError: there is none.
+    """
     if type(payload.get("v")) is not int or payload["v"] != 1:
         raise ManifestError("the signed manifest is of a form that this mgota does not know")
     version, url, size = _basics(payload)
@@ -206,38 +130,59 @@ def _hardware(found: object) -> tuple[str, ...]:
     return cast(tuple[str, ...], tuple(ids))
 
 
-def encode_plain(manifest: Manifest) -> bytes:
-    """A manifest that nobody signed: the form that every Mongoose device reads."""
-    return f"{json.dumps(_top(manifest), indent=1)}\n".encode("ascii")
-
-
-def encode_signed(manifest: Manifest, keys: Iterable[PrivateKey], rotations: Iterable[Envelope] = ()) -> bytes:
-    """A manifest that the keys sign.
+def identify(scan: ImageScan, manifest: Manifest | None) -> SlotImage:
+    """What is known of an image, now that all of it was read back.
 
     Args:
-        manifest: with sha256 and seq.
-        keys: who signs it.
-        rotations: of keys, for devices that have not followed them yet; see `mgota.core.trust`.
+        scan: of the whole image.
+        manifest: what announced it; its version, and its sequence if it is signed, are the image's.
 
     Raises:
-        ConfigError: something is missing that a signed manifest needs.
+        DigestError: it is not the image that was announced.
     """
-    if manifest.sha256 is None or manifest.seq is None:
-        raise ConfigError("a signed manifest needs sha256 and seq")
-    payload: dict[str, Any] = {"v": 1, **_top(manifest), "seq": manifest.seq}
-    if manifest.hw:
-        payload["hw"] = list(manifest.hw)
-    if manifest.expires is not None:
-        payload["expires"] = manifest.expires
-    envelope = seal_envelope(KIND, json.dumps(payload).encode("ascii"), keys)
-    if not envelope.signatures:
-        raise ConfigError("a signed manifest needs a key")
-    top = _top(manifest) | envelope.as_dict()
-    if ways := [rotation.as_dict() for rotation in rotations]:
-        top["rotations"] = ways
-    return f"{json.dumps(top, indent=1)}\n".encode("ascii")
+    digest, whole = scan.sha256.hex(), scan.image_sha256.hex()
+    image = SlotImage(
+        size=scan.firmware_size,
+        image_size=scan.size,
+        sha256=digest,
+        version=scan.version,
+        image_sha256=None if whole == digest else whole,
+    )
+    if manifest is None:
+        return image
+    if manifest.size != scan.size or manifest.sha256 not in (None, whole):
+        raise DigestError("what is stored is not the image that the manifest names")
+    return replace(image, version=manifest.version, sequence=manifest.seq if manifest.signed else None)
 
 
-def _top(manifest: Manifest) -> dict[str, object]:
-    top: dict[str, object] = {"version": manifest.version, "url": manifest.url, "size": manifest.size}
-    return top | ({"sha256": manifest.sha256} if manifest.sha256 is not None else {})
+def check_hardware(manifest: Manifest, hardware: str | None) -> None:
+    """Whether the image is for this device.
+
+    Args:
+        manifest: one without `hw` is for any.
+        hardware: the device's id.
+
+    Raises:
+        WrongHardwareError: it is for another, or the device does not know what it is.
+    """
+    if manifest.hw and hardware not in manifest.hw:
+        this = f"is {hardware}" if hardware else "has no hardware id"
+        raise WrongHardwareError(f"the image is for {', '.join(manifest.hw)[:200]}; this device {this}")
+
+
+def encode_plain(manifest: Manifest) -> bytes:
+    """A manifest that nobody signed: the form that every Mongoose device reads."""
+    return f"{json.dumps(plain_members(manifest), indent=1)}\n".encode("ascii")
+
+
+def plain_members(manifest: Manifest) -> dict[str, object]:
+    """What every client reads."""
+    found: dict[str, object] = {"version": manifest.version, "url": manifest.url, "size": manifest.size}
+    return found | ({"sha256": manifest.sha256} if manifest.sha256 is not None else {})
+
+
+def payload_members(manifest: Manifest) -> dict[str, object]:
+    """What is signed."""
+    found: dict[str, object] = {"v": 1, **plain_members(manifest), "seq": manifest.seq}
+    hw: dict[str, object] = {"hw": list(manifest.hw)} if manifest.hw else {}
+    return found | hw | ({"expires": manifest.expires} if manifest.expires is not None else {})

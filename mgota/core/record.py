@@ -4,7 +4,8 @@ Rules:
 - the record names the slot on trial, so that a bare state is never mistaken for another image's;
 - it is stored whole and never changed in place; every store raises the revision;
 - `encode_record` and `decode_record` are each other's inverse; any other bytes are a `StateError`;
-- keys that this version does not know are ignored, so that an older mgota reads what a newer one wrote.
+- keys that this version does not know are ignored, so that an older mgota reads what a newer one wrote;
+- what only some devices have is left out where there is none: a record may have to fit into half a sector.
 
 SPEC.md describes the bytes.
 """
@@ -18,12 +19,13 @@ from typing import Any, TypeVar, cast
 from zlib import crc32
 
 from mgota.core.geometry import Slot
+from mgota.core.keychain import KeyChain
 from mgota.errors import StateError
 
 E = TypeVar("E", bound=StrEnum)
 
 MAGIC = b"mgota-state 1 "
-MAX_RECORD = 8192
+MAX_RECORD = 16384
 MAX_TEXT = 500
 
 
@@ -56,6 +58,8 @@ class SlotImage:
         sha256: hex digest of the firmware.
         version: the manifest's, or the one tagged inside the firmware.
         proven: it was committed, or provisioned in the factory.
+        image_sha256: hex digest of firmware and trailer; None if there is no trailer.
+        sequence: of the signed manifest that brought it, or None.
     """
 
     size: int
@@ -63,6 +67,13 @@ class SlotImage:
     sha256: str
     version: str | None = None
     proven: bool = False
+    image_sha256: str | None = None
+    sequence: int | None = None
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of the image as it was sent: firmware and trailer."""
+        return self.image_sha256 or self.sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +92,12 @@ class BootRecord:
         b: the image in slot b, if one is known.
         outcome: how the last update ended.
         reason: why, in a few words.
-        failed_sha256: hex digest of the last image that was rolled back.
-        floor: the lowest version or sequence that may be installed.
+        failed_sha256: hex digest of the last firmware that was rolled back.
+        floor: the lowest version that may be installed.
+        failed_image_sha256: hex digest of that firmware with its trailer; None if it had none.
+        failed_version: its version, if it is known.
+        sequence: the lowest sequence of a signed manifest that may be installed.
+        chain: the rotations of keys that were followed.
     """
 
     revision: int = 0
@@ -98,6 +113,10 @@ class BootRecord:
     reason: str | None = None
     failed_sha256: str | None = None
     floor: str | None = None
+    failed_image_sha256: str | None = None
+    failed_version: str | None = None
+    sequence: int | None = None
+    chain: KeyChain | None = None
 
     def image(self, slot: Slot) -> SlotImage | None:
         """What is known of the image in `slot`."""
@@ -118,17 +137,22 @@ def encode_record(record: BootRecord) -> bytes:
     Raises:
         StateError: the record contradicts itself, or is too long: it could be stored, and never read again.
     """
-    body = json.dumps({f.name: _plain(getattr(record, f.name)) for f in fields(record)}, ensure_ascii=True)
+    body = json.dumps(_plain(record), ensure_ascii=True)
     payload = body.encode("ascii") + b"\n"
     data = MAGIC + b"%08x\n" % crc32(payload) + payload
     decode_record(data)
     return data
 
 
+_SPARSE = frozenset({"image_sha256", "sequence", "failed_image_sha256", "failed_version", "chain"})
+"""Left out when they are None."""
+
+
 def _plain(value: object) -> object:
-    if isinstance(value, SlotImage):
-        return {f.name: getattr(value, f.name) for f in fields(value)}
-    return value
+    if not isinstance(value, BootRecord | SlotImage | KeyChain):
+        return value
+    found = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    return {name: member for name, member in found.items() if member is not None or name not in _SPARSE}
 
 
 def decode_record(data: bytes) -> BootRecord:
@@ -170,6 +194,10 @@ def _record(found: Mapping[str, object]) -> BootRecord:
         reason=_text(found, "reason"),
         failed_sha256=_digest(found, "failed_sha256"),
         floor=_text(found, "floor"),
+        failed_image_sha256=_digest(found, "failed_image_sha256"),
+        failed_version=_text(found, "failed_version"),
+        sequence=_count_or_none(found, "sequence"),
+        chain=_chain(found.get("chain")),
     )
 
 
@@ -188,7 +216,27 @@ def _slot_image(found: object) -> SlotImage | None:
         sha256=sha256,
         version=_text(image, "version"),
         proven=image.get("proven") is True,
+        image_sha256=_digest(image, "image_sha256"),
+        sequence=_count_or_none(image, "sequence"),
     )
+
+
+def _chain(found: object) -> KeyChain | None:
+    if found is None:
+        return None
+    members = cast(dict[str, object], found) if isinstance(found, dict) else {}
+    keys, left, retired = (_texts(members.get(name)) for name in ("keys", "left", "retired"))
+    chain = KeyChain(keys=keys, threshold=_count(members, "threshold"), left=left, retired=retired)
+    if not chain.is_sound:
+        raise StateError("the boot record has a wrong chain of keys")
+    return chain
+
+
+def _texts(found: object) -> tuple[str, ...]:
+    members = cast(list[object], found) if isinstance(found, list) else [None]
+    if not all(isinstance(member, str) for member in members):
+        raise StateError("the boot record has a wrong chain of keys")
+    return cast(tuple[str, ...], tuple(members))
 
 
 def _member(kind: type[E], value: object) -> E | None:
@@ -205,6 +253,10 @@ def _count(found: Mapping[str, object], key: str) -> int:
     if type(value) is not int or value < 0:
         raise StateError(f"the boot record has a wrong {key}")
     return value
+
+
+def _count_or_none(found: Mapping[str, object], key: str) -> int | None:
+    return None if found.get(key) is None else _count(found, key)
 
 
 def _text(found: Mapping[str, object], key: str) -> str | None:

@@ -17,35 +17,14 @@ from hashlib import sha256
 from typing import Final, cast
 
 from mgota.core.envelope import Envelope, open_envelope, seal_envelope
+from mgota.core.image import Verifier
+from mgota.core.keychain import MAX_CHAIN, MAX_KEYS, KeyChain
 from mgota.core.keys import PrivateKey, PublicKey
 from mgota.core.strict_json import decode_base64, encode_base64, parse_object
 from mgota.errors import BadSignatureError, ConfigError, ManifestError
 
 ROTATION: Final = "application/vnd.mgota.keys+json"
 """The type that a rotation is signed as."""
-
-MAX_KEYS: Final = 8
-"""Keys of a set that a rotation brings."""
-
-MAX_CHAIN: Final = 32
-"""Sets, and keys, that a device remembers having left behind."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyChain:
-    """What a device remembers of the rotations that it has followed. Part of the boot record.
-
-    Args:
-        keys: the set that counts now: X‖Y of each, in hex.
-        threshold: how many of them have to sign.
-        left: ids of the sets that were replaced, and of the configured set that it began with.
-        retired: keyids of the keys that were rotated out.
-    """
-
-    keys: tuple[str, ...]
-    threshold: int = 1
-    left: tuple[str, ...] = ()
-    retired: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +80,17 @@ def effective(configured: KeySet, chain: KeyChain | None) -> KeySet:
         kept = tuple(key for key in configured.keys if key.keyid not in chain.retired)
         if len(kept) >= configured.threshold:
             return KeySet(kept, configured.threshold)
-    return KeySet(tuple(PublicKey(bytes.fromhex(key)) for key in chain.keys), chain.threshold)
+    return KeySet(tuple(PublicKey(decode_base64(key)) for key in chain.keys), chain.threshold)
+
+
+def trusted(verifier: Verifier, chain: KeyChain | None) -> Verifier:
+    """The verifier of images, with the keys that count.
+
+    Args:
+        verifier: as it is configured.
+        chain: what the device remembers.
+    """
+    return Verifier(keys=effective(KeySet(tuple(verifier.keys)), chain).keys, trailer=verifier.trailer)
 
 
 def follow(configured: KeySet, chain: KeyChain | None, rotations: Iterable[Envelope]) -> KeyChain | None:
@@ -141,7 +130,7 @@ def _step(configured: KeySet, chain: KeyChain | None, here: KeySet, new: KeySet)
     retired = (*retired, *(key.keyid for key in here.keys if key not in new.keys))
     if max(len(left), len(retired)) > MAX_CHAIN:
         raise ManifestError("this device has followed too many rotations: configure the new keys")
-    keys = tuple(key.raw.hex() for key in new.keys)
+    keys = tuple(encode_base64(key.raw) for key in new.keys)
     return KeyChain(keys=keys, threshold=new.threshold, left=left, retired=retired)
 
 

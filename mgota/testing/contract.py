@@ -204,14 +204,34 @@ LARGEST = BootRecord(
     tries=99,
     select_failures=3,
     staged=Slot.B,
-    a=SlotImage(size=2**40, image_size=2**40 + 68, sha256="a" * 64, version="1" * 64, proven=True),
-    b=SlotImage(size=2**40, image_size=2**40 + 68, sha256="b" * 64, version="2" * 64, proven=True),
+    a=SlotImage(
+        size=2**40,
+        image_size=2**40 + 68,
+        sha256="a" * 64,
+        version="1" * 64,
+        proven=True,
+        image_sha256="d" * 64,
+        sequence=2**40,
+    ),
+    b=SlotImage(
+        size=2**40,
+        image_size=2**40 + 68,
+        sha256="b" * 64,
+        version="2" * 64,
+        proven=True,
+        image_sha256="e" * 64,
+        sequence=2**40,
+    ),
     outcome=Outcome.ROLLED_BACK,
     reason="r" * MAX_TEXT,
     failed_sha256="c" * 64,
     floor="9" * 64,
+    failed_image_sha256="f" * 64,
+    failed_version="3" * 64,
+    sequence=2**40,
 )
-"""As long as mgota makes one: a version has at most 64 characters, a reason 500."""
+"""As long as mgota makes one: a version has at most 64 characters, a reason 500. Rotations of keys that a device has
+followed come on top: up to 1100 bytes, and 250 for the first one to a single key."""
 
 
 async def check_state_store(

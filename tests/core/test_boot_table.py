@@ -44,8 +44,9 @@ from mgota.core.record import MAX_TEXT, BootRecord, Outcome, SlotImage, State
 from mgota.errors import RollbackRefusedError, TrialRunningError, UnknownStateError
 
 A, B = Slot.A, Slot.B
-OLD = SlotImage(size=100, image_size=164, sha256="01" * 32, version="1", proven=True)
-NEW = SlotImage(size=200, image_size=264, sha256="02" * 32, version="2")
+OLD = SlotImage(size=100, image_size=164, sha256="01" * 32, version="1", proven=True, image_sha256="a1" * 32)
+NEW = SlotImage(size=200, image_size=264, sha256="02" * 32, version="2", image_sha256="a2" * 32)
+KNOWN = {image.sha256: (image.image_sha256, image.version) for image in (OLD, NEW)}
 CONFIRMED = BootRecord(revision=7, a=OLD)
 TESTING = BootRecord(revision=7, state=State.TESTING, trial=B, swaps=1, tries=1, a=OLD, b=NEW)
 FAILED = replace(TESTING, state=State.FAILED, tries=0)
@@ -53,6 +54,7 @@ NOTHING = Facts()
 
 
 def settled(record: BootRecord, outcome: Outcome, reason: str, failed: str | None) -> BootRecord:
+    image_sha256, version = KNOWN.get(failed or "", (record.failed_image_sha256, record.failed_version))
     return replace(
         record,
         revision=record.revision + 1,
@@ -64,6 +66,8 @@ def settled(record: BootRecord, outcome: Outcome, reason: str, failed: str | Non
         outcome=outcome,
         reason=reason,
         failed_sha256=failed,
+        failed_image_sha256=image_sha256,
+        failed_version=version,
     )
 
 
@@ -357,6 +361,30 @@ def test_a_commit_without_a_trial_does_nothing(record: BootRecord, running: Slot
     assert commit_steps(record, running) == ()
 
 
+def test_a_commit_raises_floor_and_sequence_in_the_store_that_makes_it_permanent() -> None:
+    brought = replace(NEW, sequence=5)
+    for record, floor, expected in (
+        (FAILED, None, (None, None)),
+        (FAILED, "1.5", ("1.5", None)),
+        (replace(FAILED, floor="1.9", sequence=4), "1.5", ("1.9", 4)),
+        (replace(FAILED, b=brought), None, ("2", 5)),
+        (replace(FAILED, b=brought, sequence=4, floor="3"), "1", ("3", 5)),
+        (replace(FAILED, b=brought, sequence=5), None, (None, 5)),
+    ):
+        (_, store) = commit_steps(record, B, floor=floor)
+        assert isinstance(store, Store)
+        assert (store.record.floor, store.record.sequence) == expected
+        assert store.record.state is State.CONFIRMED
+
+
+def test_a_trial_that_fails_raises_nothing() -> None:
+    record = replace(FAILED, b=replace(NEW, sequence=5), floor="1", sequence=4)
+    for decision in (decide(record, A, NOTHING), decide(replace(record, a=None), B, NOTHING)):
+        store = decision.steps[-1]
+        assert isinstance(store, Store)
+        assert (store.record.floor, store.record.sequence) == ("1", 4)
+
+
 # --- rollback -------------------------------------------------------------------------------------------------------
 
 BOTH = replace(CONFIRMED, b=replace(NEW, proven=True), outcome=Outcome.COMMITTED)
@@ -375,7 +403,7 @@ def test_a_rollback_from_a_trial_leaves_failed() -> None:
 def test_a_rollback_from_confirmed_only_selects(running: Slot) -> None:
     left = BOTH.image(running)
     assert left
-    leaving = replace(BOTH, revision=8, outcome=Outcome.ROLLED_BACK, reason=OPERATOR, failed_sha256=left.sha256)
+    leaving = settled(BOTH, Outcome.ROLLED_BACK, OPERATOR, left.sha256)
     assert rollback_steps(BOTH, running, whole=True) == (Store(leaving), Select(running.other), Reset())
     assert decide(leaving, running.other, NOTHING).row.action is Action.RUN
 
@@ -385,6 +413,31 @@ def test_a_rollback_from_an_unknown_image_keeps_the_last_digest() -> None:
     stored = rollback_steps(record, A, whole=True)[0]
     assert isinstance(stored, Store)
     assert stored.record.failed_sha256 == "03" * 32
+
+
+@pytest.mark.parametrize(
+    ("version", "recorded", "configured", "said"),
+    [
+        ("1", "1.1", None, "below the floor 1.1"),
+        ("1", None, "1.1", "below the floor 1.1"),
+        ("1", "1.2", "1.1", "below the floor 1.2"),
+        (None, "1", None, "not known"),
+        ("nightly", "1", None, "cannot be compared"),
+    ],
+)
+def test_an_explicit_rollback_below_the_floor_is_refused(
+    version: str | None, recorded: str | None, configured: str | None, said: str
+) -> None:
+    record = replace(BOTH, a=replace(OLD, version=version), floor=recorded)
+    with pytest.raises(RollbackRefusedError, match=said):
+        rollback_steps(record, B, whole=True, floor=configured)
+
+
+def test_the_floor_keeps_nobody_from_going_back_to_what_it_allows_or_from_ending_a_trial() -> None:
+    assert rollback_steps(replace(BOTH, floor="1.0"), B, whole=True, floor="0.9")
+    assert rollback_steps(replace(FAILED, floor="1.1"), B, whole=True, floor="1.2")
+    automatic = decide(replace(FAILED, floor="9"), B, Facts(whole=True))
+    assert automatic.row.action is Action.ROLL_BACK
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from base64 import b64encode
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -9,17 +10,19 @@ import pytest
 from hypothesis import given, strategies as st
 
 from mgota.core.envelope import MAX_SIGNATURES, Envelope, encode_pae, open_envelope, seal_envelope
+from mgota.core.image import ImageScan, Trailer, attach
 from mgota.core.keys import PrivateKey
-from mgota.core.manifest import (
-    KIND,
-    MAX_HARDWARE,
-    MAX_URL,
-    Manifest,
-    ManifestVerifier,
-    encode_plain,
-    encode_signed,
+from mgota.core.manifest import MAX_HARDWARE, MAX_URL, Manifest, check_hardware, encode_plain, identify
+from mgota.core.signed_manifest import KIND, ManifestVerifier, encode_signed
+from mgota.errors import (
+    BadSignatureError,
+    ConfigError,
+    DigestError,
+    ManifestError,
+    OtaError,
+    UnsignedError,
+    WrongHardwareError,
 )
-from mgota.errors import BadSignatureError, ConfigError, ManifestError, OtaError, UnsignedError
 
 KEY, SECOND, THIRD, FOREIGN = (PrivateKey.generate() for _ in range(4))
 N = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -305,6 +308,47 @@ def test_what_cannot_be_signed() -> None:
         encode_signed(manifest(sha256=None), [KEY])
     with pytest.raises(ConfigError, match="key"):
         encode_signed(manifest(), [])
+
+
+# --- what was read back -----------------------------------------------------------------------------------------------
+
+
+def scanned(image: bytes, trailer: Trailer | None) -> ImageScan:
+    scan = ImageScan(len(image), trailer=trailer)
+    for start in range(0, len(image), 50):
+        scan.update(image[start : start + 50])
+    return scan
+
+
+def test_an_image_is_told_by_what_was_read_and_what_announced_it() -> None:
+    firmware = b"MG_VERSION:1.2.2\0 and more"
+    whole = attach(firmware, KEY.sign(sha256(firmware).digest()), Trailer.MGSG)
+    digest = sha256(whole).hexdigest()
+    scan = scanned(whole, Trailer.MGSG)
+    alone = identify(scan, None)
+    assert (alone.size, alone.image_size, alone.version) == (len(firmware), len(whole), "1.2.2")
+    assert (alone.sha256, alone.image_sha256) == (sha256(firmware).hexdigest(), digest)
+    said = manifest(size=len(whole), sha256=digest, signed=True)
+    announced = identify(scan, said)
+    assert (announced.version, announced.sequence, announced.digest) == ("1.2.3", 7, digest)
+    assert identify(scan, replace(said, signed=False)).sequence is None
+    assert identify(scan, replace(said, sha256=None)).version == "1.2.3"
+    for wrong in ({"size": len(whole) + 1}, {"sha256": "0" * 64}, {"sha256": sha256(firmware).hexdigest()}):
+        with pytest.raises(DigestError):
+            identify(scan, replace(said, **wrong))
+
+
+def test_an_image_without_a_trailer_has_one_digest() -> None:
+    found = identify(scanned(IMAGE, None), None)
+    assert (found.sha256, found.image_sha256, found.digest) == (DIGEST, None, DIGEST)
+
+
+def test_hardware_is_checked_by_its_id() -> None:
+    check_hardware(manifest(), None)
+    check_hardware(manifest(hw=("a", "b")), "b")
+    for hardware, said in (("c", "is c"), (None, "no hardware id")):
+        with pytest.raises(WrongHardwareError, match=said):
+            check_hardware(manifest(hw=("a", "b")), hardware)
 
 
 # --- anything ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from mgota.core.geometry import Slot
+from mgota.core.keychain import MAX_CHAIN, MAX_KEYS, KeyChain
 from mgota.core.record import (
     MAGIC,
     MAX_RECORD,
@@ -23,6 +25,8 @@ from mgota.core.record import (
 from mgota.errors import StateError
 
 IMAGE = SlotImage(size=10, image_size=74, sha256="ab" * 32, version="1.2.3", proven=True)
+KEYS = ("A" * 86 + "==", "B" * 85 + "A==")
+CHAIN = KeyChain(keys=KEYS, threshold=2, left=("0123456789abcdef", "f" * 16), retired=("0" * 16,))
 RECORD = BootRecord(
     revision=41,
     state=State.FAILED,
@@ -32,18 +36,37 @@ RECORD = BootRecord(
     select_failures=1,
     staged=None,
     a=IMAGE,
-    b=SlotImage(size=20, image_size=20, sha256="cd" * 32),
+    b=SlotImage(size=20, image_size=20, sha256="cd" * 32, image_sha256="ce" * 32, sequence=6),
     outcome=Outcome.INTERRUPTED,
     reason="because",
     failed_sha256="ef" * 32,
     floor="1.0",
+    failed_image_sha256="ee" * 32,
+    failed_version="0.9",
+    sequence=7,
+    chain=CHAIN,
 )
 
 counts = st.integers(0, 1 << 62)
 texts = st.none() | st.text(max_size=60)
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 images = st.none() | st.builds(
-    SlotImage, size=counts, image_size=counts, sha256=digests, version=texts, proven=st.booleans()
+    SlotImage,
+    size=counts,
+    image_size=counts,
+    sha256=digests,
+    version=texts,
+    proven=st.booleans(),
+    image_sha256=st.none() | digests,
+    sequence=st.none() | counts,
+)
+ids = st.lists(st.binary(min_size=8, max_size=8).map(bytes.hex), max_size=MAX_CHAIN).map(tuple)
+chains = st.none() | st.builds(
+    KeyChain,
+    keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=MAX_KEYS).map(tuple),
+    threshold=st.just(1),
+    left=ids,
+    retired=ids,
 )
 slots = st.sampled_from(Slot)
 situations = st.one_of(
@@ -69,6 +92,10 @@ def records(draw: st.DrawFn) -> BootRecord:
         reason=draw(texts),
         failed_sha256=draw(st.none() | digests),
         floor=draw(texts),
+        failed_image_sha256=draw(st.none() | digests),
+        failed_version=draw(texts),
+        sequence=draw(st.none() | counts),
+        chain=draw(chains),
     )
 
 
@@ -176,6 +203,21 @@ WRONG: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
     ("select_failures list", lambda f: f.update(select_failures=[])),
     ("reason a number", lambda f: f.update(reason=1)),
     ("floor an object", lambda f: f.update(floor={})),
+    ("short failed_image_sha256", lambda f: f.update(failed_image_sha256="ab")),
+    ("failed_version", lambda f: f.update(failed_version=1)),
+    ("sequence", lambda f: f.update(sequence=-1)),
+    ("sequence of an image", lambda f: f["b"].update(sequence="6")),
+    ("image_sha256", lambda f: f["b"].update(image_sha256="ab")),
+    ("chain", lambda f: f.update(chain=[])),
+    ("chain without keys", lambda f: f["chain"].update(keys=[])),
+    ("chain without left", lambda f: f["chain"].pop("left")),
+    ("too many keys", lambda f: f["chain"].update(keys=[KEYS[0]] * (MAX_KEYS + 1))),
+    ("a key in hex", lambda f: f["chain"].update(keys=["ab" * 64])),
+    ("a key that is none", lambda f: f["chain"].update(keys=[1])),
+    ("threshold", lambda f: f["chain"].update(threshold=3)),
+    ("no threshold", lambda f: f["chain"].update(threshold=0)),
+    ("ids", lambda f: f["chain"].update(left=["F" * 16])),
+    ("too many ids", lambda f: f["chain"].update(retired=["0" * 16] * (MAX_CHAIN + 1))),
     ("short failed_sha256", lambda f: f.update(failed_sha256="ab")),
     ("upper-case digest", lambda f: f.update(failed_sha256="AB" * 32)),
     ("digest and a newline", lambda f: f.update(failed_sha256="ab" * 32 + "\n")),
@@ -240,7 +282,20 @@ def test_too_long_a_record_is_refused_by_the_writer() -> None:
 def test_the_longest_record_that_an_update_makes_fits() -> None:
     """Every character of a reason may take twelve bytes."""
     image = SlotImage(size=1 << 62, image_size=1 << 62, sha256="a" * 64, version="v" * 64)
-    record = BootRecord(revision=1 << 62, a=image, b=image, failed_sha256="a" * 64, reason="\U0001f600" * MAX_TEXT)
+    image = replace(image, image_sha256="b" * 64, sequence=1 << 62)
+    chain = KeyChain(keys=KEYS[:1] * MAX_KEYS, left=("0" * 16,) * MAX_CHAIN, retired=("0" * 16,) * MAX_CHAIN)
+    record = BootRecord(
+        revision=1 << 62,
+        a=image,
+        b=image,
+        failed_sha256="a" * 64,
+        reason="\U0001f600" * MAX_TEXT,
+        floor="v" * 64,
+        failed_image_sha256="b" * 64,
+        failed_version="v" * 64,
+        sequence=1 << 62,
+        chain=chain,
+    )
     assert decode_record(encode_record(record)) == record
 
 

@@ -9,19 +9,20 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from mgota.core.envelope import Envelope, seal_envelope
+from mgota.core.image import Trailer, Verifier
+from mgota.core.keychain import MAX_CHAIN, MAX_KEYS, KeyChain
 from mgota.core.keys import PrivateKey
-from mgota.core.manifest import Manifest, ManifestVerifier, encode_signed
+from mgota.core.manifest import Manifest
+from mgota.core.signed_manifest import ManifestVerifier, encode_signed
 from mgota.core.strict_json import encode_base64
 from mgota.core.trust import (
-    MAX_CHAIN,
-    MAX_KEYS,
     ROTATION,
-    KeyChain,
     KeySet,
     effective,
     follow,
     make_rotation,
     read_rotations,
+    trusted,
 )
 from mgota.errors import BadSignatureError, ConfigError, ManifestError, OtaError
 
@@ -132,6 +133,12 @@ def test_old_and_new_keys_sign_each_by_their_threshold() -> None:
 def test_the_threshold_of_the_new_set_counts_afterwards() -> None:
     chain = follow(keys(A), None, [make_rotation(keys(A), keys(B, C, threshold=2), [A, B, C])])
     assert counts(keys(A), chain).threshold == 2
+
+
+def test_images_are_verified_with_the_keys_that_count() -> None:
+    configured = Verifier(keys=[A.public], trailer=Trailer.MGSG)
+    assert trusted(configured, None) == configured
+    assert trusted(configured, follow(keys(A), None, [AB])) == Verifier(keys=[B.public], trailer=Trailer.MGSG)
 
 
 def test_a_manifest_brings_the_rotation_that_it_is_signed_after() -> None:

@@ -26,7 +26,7 @@ from mgota.core.edge import Action, Decision, Edge, too_large
 from mgota.core.http import Ends, Refusal, error_refusal
 from mgota.core.origin import is_loopback, plain_address
 from mgota.core.pace import Limits
-from mgota.device import Device, VerifiedImage
+from mgota.device import Device
 from mgota.errors import OtaError, TransferError
 from mgota.session import OtaSession
 from mgota.transports.http.channel import Channel, PlainChannel, StreamChannel
@@ -36,6 +36,7 @@ from mgota.transports.http.page import page_of_device
 from mgota.transports.http.tls import TlsChannel, check_context
 from mgota.transports.http.upload import upload
 from mgota.trial import check_commit, check_rollback, commit, rollback
+from mgota.verified import VerifiedImage
 
 log = logging.getLogger("mgota.http")
 audit = logging.getLogger("mgota.audit")
