@@ -25,10 +25,8 @@ from email.utils import mktime_tz, parsedate_tz
 from enum import Enum
 from typing import Final
 
+from mgota.core.note import MAX_VALIDATOR
 from mgota.errors import ConfigError, DigestError, OtaError, TransferError
-
-MAX_VALIDATOR: Final = 256
-"""Characters of a validator that is worth keeping."""
 
 MAX_WAIT: Final = 300.0
 """Seconds of the longest `Retry-After` that is obeyed: a server must not talk a device out of updates."""

@@ -14,7 +14,8 @@ from hashlib import sha256
 from typing import Any, Final, TypeGuard, cast
 from zlib import crc32
 
-from mgota.core.download import MAX_VALIDATOR
+MAX_VALIDATOR: Final = 256
+"""Characters of a validator that is worth keeping."""
 
 MAX_NOTE: Final = 1024
 """Bytes of the longest note."""
