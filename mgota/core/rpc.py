@@ -198,6 +198,20 @@ def upload_request(reply_to: Id, chunk: Chunk, method: str = UPLOAD) -> Request:
     return Request(reply_to, method, params)
 
 
+def encode_upload(reply_to: int, chunk: Chunk, method: str = UPLOAD) -> bytes:
+    """`encode_request` of `upload_request`, without a look at every character of the base64: none has to be escaped.
+
+    Args:
+        reply_to: the id of the request.
+        chunk: what it carries.
+        method: by which name the device is asked.
+    """
+    session = b"" if chunk.session is None else b',"session":' + json.dumps(chunk.session).encode()
+    head = b'{"id":%d,"method":"%b","params":{"total":%d,"offset":%d,"chunk":"'
+    head %= (reply_to, method.encode(), chunk.total, chunk.offset)
+    return b"".join((head, b64encode(chunk.data), b'"', session, b"}}"))
+
+
 def presence(*, online: bool, version: str | None) -> bytes:
     """What a device says of itself, and leaves behind as its last will.
 

@@ -12,6 +12,7 @@ from mgota.core.rpc import (
     MAX_CHUNK,
     MAX_FRAME,
     OK,
+    UPDATE,
     Chunk,
     Code,
     Fault,
@@ -24,6 +25,7 @@ from mgota.core.rpc import (
     decode_request,
     encode_reply,
     encode_request,
+    encode_upload,
     is_reply,
     is_session,
     presence,
@@ -54,6 +56,8 @@ faults = st.builds(
 @given(ids, chunks)
 def test_a_chunk_comes_out_as_it_went_in(reply_to: int | str | None, chunk: Chunk) -> None:
     request = decode_request(encode_request(upload_request(reply_to, chunk)))
+    assert encode_upload(7, chunk) == encode_request(upload_request(7, chunk))
+    assert encode_upload(7, chunk, UPDATE) == encode_request(upload_request(7, chunk, UPDATE))
     assert (request.reply_to, request.method) == (reply_to, "ota.upload")
     assert read_chunk(request) == chunk
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import anyio
 
-from mgota.core.rpc import STATUS, Chunk as Piece, Reply, Request, decode_reply, encode_request, upload_request
+from mgota.core.rpc import STATUS, Chunk as Piece, Reply, Request, decode_reply, encode_request, encode_upload
 from mgota.core.rpc_sender import Ask, Message, Phase, read_online
 from mgota.core.rpc_single import SinglePush
 from mgota.core.rpc_window import SIGNATURES, WindowPush
@@ -241,7 +241,7 @@ class Talk:
         if isinstance(message, Ask):
             return encode_request(Request(message.id, STATUS, {"session": session}))
         data = await self._source.read_at(message.offset, message.size) if message.size else b""
-        return encode_request(upload_request(message.id, Piece(push.total, message.offset, data, session), push.method))
+        return encode_upload(message.id, Piece(push.total, message.offset, data, session), push.method)
 
     async def _hear(self) -> None:
         """Wait for what comes next, and take it."""
