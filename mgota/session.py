@@ -178,6 +178,18 @@ class OtaSession:
             if self._marks:
                 await self._marks.note(self._open_writer(), self.received, self._crc.value)
 
+    async def read(self, offset: int, size: int) -> bytes:
+        """Bytes of the image as flash holds them. The last ones may not be there yet: a writer may hold them back.
+
+        Args:
+            offset: counted from the start of the image.
+            size: bytes.
+
+        Raises:
+            ReadError: they could not be read.
+        """
+        return await self.device.flash.read(self._staging, offset, size)
+
     @property
     def blocking(self) -> bool:
         """Whether `write_blocking` may be called."""

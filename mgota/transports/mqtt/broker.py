@@ -207,6 +207,7 @@ class Link:
 
     def __init__(self, client: "aiomqtt.Client") -> None:
         self._client = client
+        self._waiting: set[anyio.CancelScope] = set()
 
     async def subscribe(self, topic: str, *, qos: int = 1) -> None:
         """Ask for what comes on a topic, and wait for the broker's word.
@@ -225,7 +226,19 @@ class Link:
         Raises:
             TransferError: the broker is gone, or did not acknowledge in time.
         """
-        await _translated(self._client.publish(topic, payload, qos, retain))
+        with anyio.CancelScope() as scope:
+            self._waiting.add(scope)
+            try:
+                await _translated(self._client.publish(topic, payload, qos, retain))
+            finally:
+                self._waiting.discard(scope)
+        if scope.cancelled_caught:
+            raise TransferError("the connection to the broker broke")
+
+    def end(self) -> None:
+        """The connection is over: nobody waits for an acknowledgement any more."""
+        for scope in self._waiting:
+            scope.cancel()
 
     async def closed(self) -> None:
         """Wait until the connection breaks.
@@ -261,10 +274,12 @@ async def connected(
         ConfigError: the broker does not let us in.
     """
     client = _client(broker, take, will, identifier)
+    link = Link(client)
     try:
         await _connect(client, broker)
-        yield Link(client)
+        yield link
     finally:
+        link.end()
         with anyio.CancelScope(shield=True), anyio.move_on_after(_FAREWELL):
             await _leave(client)
         _drop(client)

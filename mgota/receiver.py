@@ -1,0 +1,215 @@
+"""Carries out what `mgota.core.receive` decides: pieces in, an update out. For every way that images come in pieces.
+
+    receiver = Receiver(device)
+    tasks.start_soon(receiver.run)                 one task owns the update, from begin to reset
+    await receiver.take(chunk, tell)               from any task; `tell` is awaited with the answer
+
+Rules:
+- one piece at a time, and its answer only when it is stored;
+- who is cancelled while it waits for an answer does not disturb the update;
+- an update that failed is left before its sender is told, so the device is free by then;
+- the device selects and resets when the answer was told, or could not be told in time.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from math import inf
+from typing import Final
+
+import anyio
+
+from mgota.core.receive import Activate, Answer, Begin, GiveUp, Job, Operation, Patience, Read, Receiving, Seal, Write
+from mgota.core.rpc import Chunk
+from mgota.device import Device, VerifiedImage
+from mgota.errors import FlashError, OtaError, TransferError, TrialRunningError
+from mgota.session import OtaSession
+
+log = logging.getLogger("mgota.receiver")
+
+TELL: Final = 2.0
+"""Seconds that the answer to an activation may take before the device resets all the same."""
+
+_STOPPING: Final = "the device is stopping"
+
+Tell = Callable[[Answer], Awaitable[None]]
+"""Tells the sender; returns when it has been told."""
+
+
+class _Item:
+    """A piece on its way through the update, None where silence is what came."""
+
+    def __init__(self, chunk: Chunk | None) -> None:
+        self.chunk = chunk
+        self.answer: Answer | None = None
+        self.done = anyio.Event()
+        self.told = anyio.Event()
+
+    def finish(self, answer: Answer) -> None:
+        self.answer = answer
+        self.done.set()
+
+
+class Receiver:
+    """An update of a device that comes in pieces.
+
+    Args:
+        device: what is updated.
+        patience: with senders.
+        activate: False stages an image: the application puts it on trial later (`Device.staged`).
+    """
+
+    def __init__(self, device: Device, *, patience: Patience | None = None, activate: bool = True) -> None:
+        self.device = device
+        self.rules = Receiving(patience)
+        self._activates = activate
+        self._items, self._queue = anyio.create_memory_object_stream[_Item](0)
+        self._update: OtaSession | None = None
+        self._image: VerifiedImage | None = None
+        self._item: _Item | None = None
+        self._leaving = False  # the image is on trial by the record, and the device about to reset
+
+    async def run(self) -> None:
+        """Do the work, until cancelled. What is under way then is given up."""
+        try:
+            with self._items, self._queue:
+                while True:
+                    self._item = item = await self._next()
+                    await self._perform(item)
+        except BaseException as exc:
+            with anyio.CancelScope(shield=True):
+                await self._leave(exc)
+            raise
+        finally:
+            if self._item and not self._item.answer:
+                self._item.finish(Answer(error=TransferError(_STOPPING)))
+
+    async def take(self, chunk: Chunk, tell: Tell) -> None:
+        """Take a piece and tell its sender.
+
+        Args:
+            chunk: the piece.
+            tell: awaited with the answer; whatever it raises comes out of here.
+
+        Raises:
+            TransferError: nobody takes pieces any more.
+        """
+        item = _Item(chunk)
+        if self._leaving:
+            item.finish(_last_word(self.rules.take(chunk)))
+        else:
+            try:
+                await self._items.send(item)
+            except (anyio.ClosedResourceError, anyio.BrokenResourceError) as exc:
+                raise TransferError(_STOPPING) from exc
+            await item.done.wait()
+        if item.answer is None:  # pragma: no cover  done means answered
+            raise RuntimeError("a piece has no answer")
+        try:
+            await tell(item.answer)
+        finally:
+            item.told.set()
+
+    async def _next(self) -> _Item:
+        patience = self.rules.patience
+        with anyio.move_on_after(inf if patience is None else patience):
+            return await self._queue.receive()
+        return _Item(None)
+
+    async def _perform(self, item: _Item) -> None:
+        job = self.rules.waited() if item.chunk is None else self.rules.take(item.chunk)
+        try:
+            operation = next(job)
+            while not isinstance(operation, Activate):
+                operation = await self._step(job, operation)
+        except StopIteration as stop:
+            item.finish(stop.value)
+        else:
+            await self._activate(job, item)
+
+    async def _step(self, job: Job, operation: Operation) -> Operation:
+        """One operation, and the next one that the job asks for."""
+        try:
+            data = await self._do(operation)
+        except OtaError as exc:
+            await self._leave(exc)
+            return job.throw(exc)
+        except Exception as exc:
+            log.exception("an update failed")
+            await self._leave(exc)
+            return job.throw(FlashError("internal error"))
+        return job.send(data)
+
+    async def _do(self, operation: Operation) -> bytes | None:
+        update = self._update
+        match operation:
+            case Begin(total):
+                update = OtaSession(self.device, size=total)
+                await update.__aenter__()
+                self._update = update
+            case GiveUp(why):
+                await self._leave(why)
+            case Write(data) if update:
+                await update.write(data)
+            case Read(offset, size) if update:
+                return await update.read(offset, size)
+            case Seal() if update:
+                self._image = await update.seal()
+            case _:  # pragma: no cover  the rules ask for nothing without an update
+                raise RuntimeError(f"there is no update to {operation}")
+        return None
+
+    async def _activate(self, job: Job, item: _Item) -> None:
+        """Put the image on trial; what comes behind the record is done when the sender was told."""
+
+        async def announce() -> None:
+            self._leaving = True
+            item.finish(_value(job))
+            if item.chunk:
+                with anyio.move_on_after(TELL):
+                    await item.told.wait()
+
+        update, image = self._update, self._image
+        if update is None or image is None:  # pragma: no cover  the rules seal before
+            raise RuntimeError("there is nothing to activate")
+        try:
+            await update.activate(image, reset=self._activates, announce=announce)
+        except OtaError as exc:
+            await self._leave(exc)
+            if item.answer:
+                log.error("after the answer: %s", exc)  # noqa: TRY400  no news in the traceback
+            else:
+                item.finish(_value(job, exc))
+        else:
+            await self._leave(None)
+            if not item.answer:  # it was staged
+                item.finish(_value(job))
+        finally:
+            self._leaving = False
+
+    async def _leave(self, why: BaseException | None) -> None:
+        update, self._update, self._image = self._update, None, None
+        if update:
+            await update.__aexit__(type(why) if why else None, why, None)
+
+
+def _value(job: Job, error: OtaError | None = None) -> Answer:
+    """What a job returns when its last operation is done, or failed."""
+    try:
+        if error:
+            job.throw(error)
+        else:
+            job.send(None)
+    except StopIteration as stop:
+        answer: Answer = stop.value
+        return answer
+    raise RuntimeError("an activation is the last operation")  # pragma: no cover
+
+
+def _last_word(job: Job) -> Answer:
+    """An answer while the device is about to reset: only what needs no operation is done."""
+    try:
+        next(job)
+    except StopIteration as stop:
+        answer: Answer = stop.value
+        return answer
+    return _value(job, TrialRunningError("an image is about to go on trial"))

@@ -1,0 +1,208 @@
+"""A device that is reached over MQTT: it connects outwards to a broker, and stays.
+
+    async with serve(device, "mqtts://broker.example/site/123", ssl_context=…) as served:
+        await served.online()
+
+Rules:
+- the connection comes and goes, the upload stays: only silence ends it;
+- what a broker remembers is not somebody's word of now: retained commands are ignored, and no session is kept there;
+- what waits to be carried out is bounded, in number and in bytes; what comes beyond is dropped: its sender asks again;
+- subscribed first, then online: who sees the device there can speak to it. The broker says when it is gone.
+
+The broker is not trusted: the signature decides what is installed (security.md).
+"""
+
+import logging
+import ssl
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import anyio
+
+from mgota.core.receive import Patience
+from mgota.core.rpc import MAX_FRAME, presence
+from mgota.device import Device
+from mgota.errors import ConfigError, OtaError, TransferError
+from mgota.responder import Responder
+from mgota.transports.mqtt.broker import Broker, Link, Message, Version, Will, backoff, connected
+
+log = logging.getLogger("mgota.mqtt")
+audit = logging.getLogger("mgota.audit")
+
+INBOX_MESSAGES: Final = 64
+INBOX_BYTES: Final = 1 << 20
+"""What may wait to be carried out: more than any sender has under way."""
+
+STEADY: Final = 30.0
+"""Seconds after which a connection counts as one that holds: the next wait begins small again."""
+
+
+class Inbox:
+    """What came and was not carried out yet, within bounds."""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        self._frames: deque[bytes] = deque()
+        self._bytes = 0
+        self._arrived = anyio.Event()
+
+    def take(self, message: Message) -> None:
+        """Keep what is a command of now, if there is room."""
+        if message.topic != self._topic:
+            return
+        if message.retain:
+            audit.warning("a retained command on %s was ignored", message.topic)
+            return
+        frame = message.payload[: MAX_FRAME + 1]  # one byte too many is as wrong as all of them
+        if len(self._frames) >= INBOX_MESSAGES or self._bytes + len(frame) > INBOX_BYTES:
+            log.warning("more comes on %s than flash can take: a message was dropped", message.topic)
+            return
+        self._frames.append(frame)
+        self._bytes += len(frame)
+        self._arrived.set()
+
+    async def next(self) -> bytes:
+        """The oldest, when there is one."""
+        while not self._frames:
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        frame = self._frames.popleft()
+        self._bytes -= len(frame)
+        return frame
+
+
+class MqttDevice:
+    """A device and its connection. `serve` makes one.
+
+    Args:
+        device: what is updated.
+        broker: where it is reached.
+        patience: with senders.
+        activate: False stages an image for later.
+    """
+
+    def __init__(self, device: Device, broker: Broker, *, patience: Patience | None, activate: bool) -> None:
+        self.broker = broker
+        self._device = device
+        self._responder = Responder(device, patience=patience, activate=activate)
+        self._inbox = Inbox(broker.topic("rx"))
+        self._link: Link | None = None
+        self._changed = anyio.Event()
+
+    @property
+    def connected(self) -> bool:
+        """Whether it can be reached now, as far as anybody knows."""
+        return self._link is not None
+
+    async def online(self) -> None:
+        """Wait until the device is subscribed and has said that it is online."""
+        while self._link is None:
+            await self._changed.wait()
+
+    async def own_upload(self) -> None:
+        """Own the upload under way, for ever."""
+        await self._responder.run()
+
+    async def carry_out(self) -> None:
+        """Carry out what comes, for ever. Not bound to a connection: what was promised is done without one."""
+        while True:
+            frame = await self._inbox.next()
+            try:
+                await self._responder.answer(frame, self._send)
+            except Exception:
+                log.exception("a request on %s failed", self.broker.topic("rx"))
+
+    async def _send(self, reply: bytes, certain: bool) -> None:
+        if self._link is None:
+            raise TransferError("there is no connection to the broker")
+        await self._link.publish(self.broker.topic("tx"), reply, qos=1 if certain else 0)
+
+    async def stay_connected(self) -> None:
+        """Connect, and connect again, for ever."""
+        attempt = 0
+        while True:
+            begun = anyio.current_time()
+            try:
+                await self._be_connected()
+            except (TransferError, ConfigError) as exc:
+                attempt = 1 if anyio.current_time() - begun > STEADY else attempt + 1
+                wait = backoff(attempt)
+                log.warning("%s; the next try is in %.1f s", exc, wait)
+                await anyio.sleep(wait)
+
+    async def _be_connected(self) -> None:
+        broker, version = self.broker, await self._version()
+        status = broker.topic("status")
+        will = Will(status, presence(online=False, version=version))
+        async with connected(broker, self._inbox.take, will=will, identifier=broker.identifier) as link:
+            await link.subscribe(broker.topic("rx"))
+            await link.publish(status, presence(online=True, version=version), qos=1, retain=True)
+            log.info("online at %s", broker)
+            self._now(link)
+            try:
+                await link.closed()
+            finally:
+                self._now(None)
+                with anyio.CancelScope(shield=True), anyio.move_on_after(1):
+                    await self._say_goodbye(link, will)
+
+    async def _say_goodbye(self, link: Link, will: Will) -> None:
+        """A polite end is no last will, so it is said before."""
+        with suppress(TransferError):  # the broker is gone, or says it by itself
+            await link.publish(will.topic, will.payload, retain=True)
+
+    async def _version(self) -> str | None:
+        try:
+            image = (await self._device.status()).image
+        except OtaError as exc:
+            log.warning("nobody knows which version runs: %s", exc)
+            return None
+        return image.version if image else None
+
+    def _now(self, link: Link | None) -> None:
+        self._link = link
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+@asynccontextmanager
+async def serve(
+    device: Device,
+    broker: Broker | str,
+    *,
+    user: tuple[str, str] | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    version: Version = "3.1.1",
+    patience: Patience | None = None,
+    activate: bool = True,
+) -> AsyncGenerator[MqttDevice]:
+    """Be reached over MQTT while the block runs. A broker that is not there is no error: it is tried again.
+
+    Args:
+        device: what is updated.
+        broker: where; or its URL, for which the next three are: `mqtt[s]://HOST:PORT/ROOT/DEVICE`.
+        user: name and password.
+        ssl_context: for `mqtts:`.
+        version: of the protocol.
+        patience: with senders.
+        activate: False stages an image for later.
+
+    Raises:
+        ConfigError: the URL is none.
+    """
+    if isinstance(broker, str):
+        broker = Broker.from_url(broker, user=user, ssl_context=ssl_context, version=version)
+    served = MqttDevice(device, broker, patience=patience, activate=activate)
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        for work in (served.own_upload, served.carry_out, served.stay_connected):
+            tasks.start_soon(work)
+        try:
+            yield served
+        except Exception as exc:  # noqa: BLE001  raised again below: a task group would wrap it
+            failure = exc
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
