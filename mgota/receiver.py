@@ -66,6 +66,7 @@ class Receiver:
         self._update: OtaSession | None = None
         self._image: VerifiedImage | None = None
         self._item: _Item | None = None
+        self._taken = 0.0  # when a piece was taken last
         self._leaving = False  # the image is on trial by the record, and the device about to reset
 
     async def run(self) -> None:
@@ -111,7 +112,8 @@ class Receiver:
 
     async def _next(self) -> _Item:
         patience = self.rules.patience
-        with anyio.move_on_after(inf if patience is None else patience):
+        # Only what was taken counts: a stranger's knocking keeps no dead upload alive.
+        with anyio.CancelScope(deadline=inf if patience is None else self._taken + patience):
             return await self._queue.receive()
         return _Item(None)
 
@@ -120,24 +122,27 @@ class Receiver:
         try:
             operation = next(job)
             while not isinstance(operation, Activate):
-                operation = await self._step(job, operation)
+                given = await self._done(operation)
+                operation = job.throw(given) if isinstance(given, OtaError) else job.send(given)
         except StopIteration as stop:
-            item.finish(stop.value)
+            answer: Answer = stop.value
+            if answer.error is None:
+                self._taken = anyio.current_time()
+            item.finish(answer)
         else:
             await self._activate(job, item)
 
-    async def _step(self, job: Job, operation: Operation) -> Operation:
-        """One operation, and the next one that the job asks for."""
+    async def _done(self, operation: Operation) -> bytes | OtaError | None:
+        """What an operation gave, or the error that it ended with; then the update was left."""
         try:
-            data = await self._do(operation)
+            return await self._do(operation)
         except OtaError as exc:
-            await self._leave(exc)
-            return job.throw(exc)
-        except Exception as exc:
+            failure = exc
+        except Exception:
             log.exception("an update failed")
-            await self._leave(exc)
-            return job.throw(FlashError("internal error"))
-        return job.send(data)
+            failure = FlashError("internal error")
+        await self._leave(failure)
+        return failure
 
     async def _do(self, operation: Operation) -> bytes | None:
         update = self._update

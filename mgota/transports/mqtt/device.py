@@ -47,6 +47,7 @@ class Inbox:
         self._frames: deque[bytes] = deque()
         self._bytes = 0
         self._arrived = anyio.Event()
+        self._full = False
 
     def take(self, message: Message) -> None:
         """Keep what is a command of now, if there is room."""
@@ -57,8 +58,11 @@ class Inbox:
             return
         frame = message.payload[: MAX_FRAME + 1]  # one byte too many is as wrong as all of them
         if len(self._frames) >= INBOX_MESSAGES or self._bytes + len(frame) > INBOX_BYTES:
-            log.warning("more comes on %s than flash can take: a message was dropped", message.topic)
+            if not self._full:
+                log.warning("more comes on %s than flash can take: messages are dropped", message.topic)
+            self._full = True
             return
+        self._full = False
         self._frames.append(frame)
         self._bytes += len(frame)
         self._arrived.set()
