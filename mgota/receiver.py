@@ -18,16 +18,26 @@ from typing import Final
 
 import anyio
 
-from mgota.core.receive import Activate, Answer, Begin, GiveUp, Job, Operation, Patience, Read, Receiving, Seal, Write
+from mgota.core.receive import (
+    TELL,
+    Activate,
+    Answer,
+    Begin,
+    GiveUp,
+    Job,
+    Operation,
+    Patience,
+    Read,
+    Receiving,
+    Seal,
+    Write,
+)
 from mgota.core.rpc import Chunk
 from mgota.device import Device, VerifiedImage
 from mgota.errors import FlashError, OtaError, TransferError, TrialRunningError
 from mgota.session import OtaSession
 
 log = logging.getLogger("mgota.receiver")
-
-TELL: Final = 2.0
-"""Seconds that the answer to an activation may take before the device resets all the same."""
 
 _STOPPING: Final = "the device is stopping"
 

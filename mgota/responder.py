@@ -1,7 +1,8 @@
 """A device's end of the JSON-RPC dialect: frames in, replies out, over anything that carries frames.
 
-    responder = Responder(device)
-    tasks.start_soon(responder.run)
+    receiver = Receiver(device)
+    responder = Responder(device, receiver)
+    tasks.start_soon(receiver.run)
     async for frame in line:
         await responder.answer(frame, send)        async def send(reply: bytes, certain: bool) -> None
 
@@ -13,11 +14,11 @@ Rules:
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
 
-from mgota.core.receive import Answer, Patience
+from mgota.core.receive import TELL, Answer, Receiving
 from mgota.core.rpc import (
     COMMIT,
     OK,
@@ -25,6 +26,7 @@ from mgota.core.rpc import (
     STATUS,
     UPDATE,
     UPLOAD,
+    Chunk,
     Code,
     Fault,
     Id,
@@ -41,7 +43,6 @@ from mgota.core.rpc import (
 )
 from mgota.device import Device
 from mgota.errors import OtaError
-from mgota.receiver import TELL, Receiver
 from mgota.trial import check_commit, check_rollback, commit, rollback
 
 log = logging.getLogger("mgota.rpc")
@@ -55,22 +56,28 @@ _UNREAD: Final = frozenset({Code.PARSE, Code.INVALID})
 _UPLOADS: Final = frozenset({UPLOAD, UPDATE})
 
 
+class Uploads(Protocol):
+    """Who takes the pieces: a `Receiver`."""
+
+    rules: Receiving
+    """How far it is."""
+
+    async def take(self, chunk: Chunk, tell: Callable[[Answer], Awaitable[None]]) -> None:
+        """Take a piece and tell its sender."""
+        ...
+
+
 class Responder:
     """Answers requests to one device.
 
     Args:
         device: what is updated.
-        patience: with senders.
-        activate: False stages an image: the application puts it on trial later (`Device.staged`).
+        receiver: takes what is uploaded.
     """
 
-    def __init__(self, device: Device, *, patience: Patience | None = None, activate: bool = True) -> None:
+    def __init__(self, device: Device, receiver: Uploads) -> None:
         self.device = device
-        self.receiver = Receiver(device, patience=patience, activate=activate)
-
-    async def run(self) -> None:
-        """Own the update under way, until cancelled."""
-        await self.receiver.run()
+        self.receiver = receiver
 
     async def answer(self, frame: bytes, send: Send) -> None:
         """Carry out one request and answer it.

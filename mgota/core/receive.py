@@ -38,6 +38,10 @@ TAIL: Final = 64 * 1024
 """Bytes that were stored last and are compared from memory: a writer may hold back less than a program unit."""
 
 
+TELL: Final = 2.0
+"""Seconds that an answer may take on its way before the device does what it promised in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Begin:
     """Begin an update of `total` bytes."""

@@ -25,6 +25,7 @@ from mgota.core.receive import Patience
 from mgota.core.rpc import MAX_FRAME, presence
 from mgota.device import Device
 from mgota.errors import ConfigError, OtaError, TransferError
+from mgota.receiver import Receiver
 from mgota.responder import Responder
 from mgota.transports.mqtt.broker import Broker, Link, Message, Version, Will, backoff, connected
 
@@ -90,7 +91,8 @@ class MqttDevice:
     def __init__(self, device: Device, broker: Broker, *, patience: Patience | None, activate: bool) -> None:
         self.broker = broker
         self._device = device
-        self._responder = Responder(device, patience=patience, activate=activate)
+        self._receiver = Receiver(device, patience=patience, activate=activate)
+        self._responder = Responder(device, self._receiver)
         self._inbox = Inbox(broker.topic("rx"))
         self._link: Link | None = None
         self._changed = anyio.Event()
@@ -107,7 +109,7 @@ class MqttDevice:
 
     async def own_upload(self) -> None:
         """Own the upload under way, for ever."""
-        await self._responder.run()
+        await self._receiver.run()
 
     async def carry_out(self) -> None:
         """Carry out what comes, for ever. Not bound to a connection: what was promised is done without one."""
