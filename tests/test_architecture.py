@@ -35,7 +35,6 @@ ROOMS = (
         "mgota.status",
         "mgota.trial",
     ),
-    ),
     ("mgota.flash",),
     ("mgota.linux",),
     ("mgota.transports",),
