@@ -67,38 +67,43 @@
         resubscribe: false,
         timerVariant: "native",
       });
-      this._client.on("message", (topic, payload) => this._heard(topic, payload));
-      await new Promise((resolve, reject) => {
-        let why = `No broker answers at ${this.url}. Is this its WebSocket listener?`;
-        this._client.on("error", (error) => {
-          if ([4, 5].includes(error.code)) why = "The broker does not accept this user and password.";
-        });
-        this._client.once("close", () => reject(new mgota.Refusal(why, "url")));
-        this._client.once("connect", resolve);
-      }).catch((error) => {
-        this.close();
-        throw error;
+      const client = this._client;
+      client.on("message", (topic, payload) => this._heard(topic, payload));
+      let why = `No broker answers at ${this.url}. Is this its WebSocket listener?`;
+      let field = "url";
+      client.on("error", (error) => {
+        if (![4, 5].includes(error.code)) return; // MQTT 3.1.1, section 3.2.2.3
+        why = "The broker does not accept this user and password.";
+        field = "user";
       });
+      const reached = await new Promise((resolve) => {
+        client.once("close", () => resolve(false));
+        client.once("connect", () => resolve(true));
+      });
+      if (!reached) {
+        this.close();
+        refuse(why, field);
+      }
       if (!(await this._subscribe())) {
         this.close();
         refuse(`The broker does not let this user listen below ${this.root}.`, "root");
       }
-      this._client.removeAllListeners("close");
-      this._client.on("connect", () => this._subscribe());
-      this._client.on("close", () => this._lost());
+      client.on("connect", () => this._subscribe());
+      client.on("close", () => this._lost());
     }
 
     /** Whether the broker lets us listen. If the connection breaks meanwhile, the next one tries again. */
     async _subscribe() {
       const topics = [`${this.root}/+/status`, `${this.root}/+/tx`];
       const granted = await this._client.subscribeAsync(topics, { qos: 1 }).catch(() => null);
-      if (!granted || granted.some(({ qos }) => qos > 2)) return false;
+      if (this._over || !granted || granted.some(({ qos }) => qos > 2)) return false;
       this._client.options.reconnectPeriod = 500;
       this._turn(true);
       return true;
     }
 
     _lost() {
+      if (this._over) return;
       const period = this._client.options.reconnectPeriod;
       this._client.options.reconnectPeriod = Math.min(period * (1.5 + Math.random()), SLOWEST);
       // Who is there is told anew after the next connection; a broker that restarted may have forgotten somebody.
@@ -114,10 +119,9 @@
     }
 
     close() {
-      this._client?.removeAllListeners();
-      this._client?.on("error", () => {});
-      this._client?.end(true);
+      this._over = true;
       this.connected = false;
+      this._client?.end(true);
     }
 
     /** The way to a device. */
@@ -136,7 +140,7 @@
     }
 
     _heard(topic, payload) {
-      if (!topic.startsWith(`${this.root}/`)) return;
+      if (this._over || !topic.startsWith(`${this.root}/`)) return;
       const [name, kind, ...more] = topic.slice(this.root.length + 1).split("/");
       if (!name || more.length) return;
       if (kind === "status") this._present(name, payload);
@@ -178,6 +182,11 @@
       return this._broker.online(this.name);
     }
 
+    /** Why it is not. */
+    get away() {
+      return this._broker.connected ? "The device is offline." : "The connection to the broker is lost.";
+    }
+
     async status() {
       const found = await this._call("ota.status", {});
       if (typeof found !== "object" || found === null) refuse("The device's answer cannot be read.", "gone");
@@ -198,13 +207,14 @@
         };
         const fail = (message, wrong) => end(reject, new mgota.Refusal(message, wrong));
         const timer = setTimeout(() => fail("The device does not answer.", "gone"), PATIENCE);
-        this._waiting.set(id, ({ result, error }) => {
+        const taken = ({ result, error }) => {
           if (!error) end(resolve, result);
           else if (error.code === -32601) fail(`The device does not know ${method}.`);
           else fail(mgota.refusedByDevice(error.code, error.message));
-        });
-        if (this._broker.connected) this._broker.send(this.name, { id, method, params }, 1);
-        else fail("The connection to the broker is lost.", "gone");
+        };
+        this._waiting.set(id, { taken, fail });
+        if (this.online) this._broker.send(this.name, { id, method, params }, 1);
+        else fail(this.away, "gone");
       });
     }
 
@@ -223,12 +233,13 @@
 
     /** Broker or device came or went. */
     turned() {
+      if (!this.online) for (const { fail } of [...this._waiting.values()]) fail(this.away, "gone");
       this._upload?.turned();
     }
 
     receive(reply) {
       if (!reply) return;
-      this._waiting.get(reply.id)?.(reply);
+      this._waiting.get(reply.id)?.taken(reply);
       this._upload?.receive(reply);
     }
   }
@@ -253,8 +264,7 @@
         this._online = online;
         if (online) this.sender.connected(seconds());
         else this.sender.disconnected();
-        const why = this.broker.connected ? "The device is offline." : "The connection to the broker is lost.";
-        this.onPause(online ? "" : `${why} The transfer goes on when it is back.`);
+        this.onPause(online ? "" : `${this.link.away} The transfer goes on when it is back.`);
       }
       this._pump();
     }
@@ -263,8 +273,13 @@
       this._after(() => this.sender.receive(reply, seconds()));
     }
 
-    cancel() {
-      if (!this._ended) this._end(this._reject, new mgota.Refusal("Cancelled. The device keeps running what it ran.", "cancelled"));
+    /** Stop, and let the device stop, too: a piece that differs from what it has ends the upload (SPEC.md). */
+    async cancel() {
+      if (this._ended) return;
+      this._end(this._reject, new mgota.Refusal("Cancelled. The device keeps running what it ran.", "cancelled"));
+      const byte = new Uint8Array(await this.file.slice(0, 1).arrayBuffer())[0];
+      const params = { total: this.file.size, offset: 0, session: this.sender.session, chunk: btoa(String.fromCharCode(byte ^ 255)) };
+      if (this.sender.acked) this.broker.send(this.link.name, { id: this.sender.freshId, method: "ota.upload", params }, 1);
     }
 
     _after(step) {

@@ -1,10 +1,10 @@
-/* The page itself: what a person sees and does. It shows what a link (http.js, broker.js) tells, in the words of words.js.
-   Rules: text from a device is set as text, never as markup; what changes by itself is announced, sparingly; the focus
-   moves only when a person has asked for something that takes its place. */
+/* One device on the page: what it is at, an update, keeping it or going back. It shows what a link (http.js, broker.js)
+   tells, in the words of words.js. Rules: one thing at a time is under way; what a device said is dropped when another
+   one is shown by then; the focus moves only when a person has asked for something that takes its place. */
 "use strict";
 
 (function (mgota) {
-  const $ = (id) => document.getElementById(id);
+  const { $, show, put, news, trouble, success, clear, confirmed, on } = mgota;
   const seconds = () => performance.now() / 1000;
   const pause = (time) => new Promise((wake) => setTimeout(wake, time * 1000));
 
@@ -21,61 +21,10 @@
     gone: null, // why the device does not answer, or null
     trialEnds: null, // seconds on our clock
     trialSpan: null,
-    broker: null,
     file: null,
     lookTimer: null,
     turn: 0, // one more whenever another device is shown: answers for the last one are dropped
   };
-
-  // --- Telling ----------------------------------------------------------------------------------------------------
-
-  function show(id, visible) {
-    $(id).hidden = !visible;
-  }
-
-  function put(id, text) {
-    if ($(id).textContent !== text) $(id).textContent = text;
-  }
-
-  /** For a screen reader only. */
-  function news(text) {
-    put("news", text);
-  }
-
-  function tell(id, text) {
-    for (const other of ["alert", "good"]) {
-      show(other, other === id && text !== "");
-      put(other, other === id ? text : "");
-    }
-  }
-  const trouble = (text) => tell("alert", text);
-  const success = (text) => tell("good", text);
-  const clear = () => tell("alert", "");
-
-  let answer = null; // takes the person's answer to the question that is shown
-
-  /** Ask before something that matters. The focus begins on the way out, and returns to where it was. */
-  function confirmed(title, text, yes) {
-    put("confirm-title", title);
-    put("confirm-text", text);
-    put("confirm-yes", yes);
-    $("confirm").showModal();
-    return new Promise((resolve) => {
-      answer = resolve;
-    });
-  }
-
-  function answered(yes) {
-    $("confirm").close();
-    answer?.(yes);
-    answer = null;
-  }
-  $("confirm-no").addEventListener("click", () => answered(false));
-  $("confirm-yes").addEventListener("click", () => answered(true));
-  $("confirm").addEventListener("cancel", () => answered(false));
-  $("confirm").addEventListener("close", () => {
-    if (!$("confirm").open) answered(false); // this event comes late: the next question may be there already
-  });
 
   // --- Showing a device -------------------------------------------------------------------------------------------
 
@@ -88,10 +37,11 @@
     const badge = badgeOf(view);
     put("state", badge.text);
     $("state").className = `badge ${badge.kind}`;
-    put("version", view ? view.version + (view.staged ? `; ${view.staged} waits to be started` : "") : "unknown");
-    put("image", view?.image ?? "unknown");
-    put("slot", view?.slot ?? "unknown");
-    put("last", view?.last ?? "unknown");
+    show("gone", gone !== null && !working);
+    put("gone", gone ?? "");
+    show("facts", view !== null);
+    put("version", view ? view.version + (view.staged ? `; ${view.staged} waits to be started` : "") : "");
+    for (const fact of ["image", "slot", "last"]) put(fact, view?.[fact] ?? "");
     const trial = !gone && !working && view?.state === "trial";
     show("trial", trial);
     state.trialEnds = trial ? seconds() + view.secondsLeft : null;
@@ -116,7 +66,7 @@
   }
 
   function hint(view) {
-    if (state.gone) return state.gone;
+    if (state.gone) return "";
     if (!view?.mayInstall) return view?.why ?? "";
     if (!state.file) return "";
     const same = state.file.version !== null && state.file.version === state.status?.image?.version;
@@ -167,10 +117,7 @@
   /** One look; whether the device answered. */
   async function look() {
     const { link, turn } = state;
-    if (!link || (link.online === false && !state.working)) {
-      if (link) lost(new mgota.Refusal(state.broker?.connected ? "The device is offline." : "The connection to the broker is lost.", "gone"));
-      return false;
-    }
+    if (!link) return false;
     try {
       const status = await link.status();
       if (turn === state.turn) take(status);
@@ -196,6 +143,15 @@
     render();
     await look();
     lookAgain(link.interval);
+  }
+
+  /** Show no device any more. */
+  function leave() {
+    clearTimeout(state.lookTimer);
+    state.turn += 1;
+    Object.assign(state, { link: null, status: null, gone: null });
+    clear();
+    render();
   }
 
   // --- Installing -------------------------------------------------------------------------------------------------
@@ -428,116 +384,9 @@
     lookAgain(state.link.interval);
   }
 
-  // --- Brokers and their devices ----------------------------------------------------------------------------------
-
-  function renderDevices() {
-    const list = $("device-list");
-    const names = [...state.broker.devices.keys()].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
-    const rows = new Map([...list.children].map((row) => [row.dataset.name, row]));
-    for (const [name, row] of rows) if (!state.broker.devices.has(name)) row.remove();
-    names.forEach((name, place) => {
-      const row = rows.get(name) ?? newRow(name);
-      if (list.children[place] !== row) list.insertBefore(row, list.children[place] ?? null);
-      const { version } = state.broker.devices.get(name);
-      const online = state.broker.online(name);
-      const [, shown, presence] = row.firstChild.children;
-      if (shown.textContent !== version) shown.textContent = version;
-      presence.textContent = online ? "Online" : "Offline";
-      presence.className = `presence ${online ? "online" : ""}`;
-      row.firstChild.setAttribute("aria-current", String(state.link?.name === name));
-      row.firstChild.disabled = state.working;
-    });
-    put("no-devices", names.length ? "" : `No device has announced itself below ${state.broker.root} yet.`);
-    show("no-devices", !names.length);
-  }
-
-  function newRow(name) {
-    const row = document.createElement("li");
-    const button = document.createElement("button");
-    row.dataset.name = name;
-    button.type = "button";
-    for (const part of ["name", "version", "presence"]) {
-      const span = document.createElement("span");
-      span.className = part;
-      button.append(span, " ");
-    }
-    button.children[0].textContent = name;
-    button.addEventListener("click", async () => {
-      const chosen = choose(state.broker.link(name));
-      renderDevices();
-      await chosen;
-      $("device-title").focus();
-    });
-    row.append(button);
-    return row;
-  }
-
-  function devicesChanged() {
-    if (!state.broker) return;
-    renderDevices();
-    if (state.link && !state.working) lookAgain(0.1);
-  }
-
-  function brokerTurned(connected) {
-    put("where", connected ? state.broker.url : `${state.broker.url}: connection lost, trying again`);
-    if (!connected) news("The connection to the broker is lost. The page tries again.");
-  }
-
-  async function connect() {
-    clear();
-    const form = Object.fromEntries(["url", "root", "user", "password"].map((id) => [id, $(id).value.trim()]));
-    form.password = $("password").value;
-    for (const id of ["url", "root"]) $(id).removeAttribute("aria-invalid");
-    $("connect").disabled = true;
-    show("connecting", true);
-    try {
-      const broker = new mgota.Broker(form, { onDevices: devicesChanged, onState: brokerTurned });
-      state.broker = broker;
-      await broker.open();
-      history.replaceState(null, "", `#${new URLSearchParams({ broker: form.url, root: form.root })}`);
-      $("password").value = "";
-      show("broker", false);
-      show("devices", true);
-      show("disconnect", true);
-      brokerTurned(true);
-      renderDevices();
-      $("devices-title").focus();
-    } catch (error) {
-      state.broker = null;
-      trouble(error instanceof mgota.Refusal ? error.message : "The broker cannot be reached.");
-      if (!(error instanceof mgota.Refusal)) console.error(error);
-      const field = error.wrong || "url";
-      $(field).setAttribute("aria-invalid", "true");
-      $(field).focus();
-    } finally {
-      $("connect").disabled = false;
-      show("connecting", false);
-    }
-  }
-
-  function disconnect() {
-    state.broker.close();
-    clearTimeout(state.lookTimer);
-    Object.assign(state, { broker: null, link: null, status: null, gone: null, turn: state.turn + 1 });
-    $("device-list").replaceChildren();
-    clear();
-    for (const id of ["devices", "device", "disconnect"]) show(id, false);
-    put("where", "");
-    show("broker", true);
-    $("url").focus();
-  }
-
   // --- Beginning --------------------------------------------------------------------------------------------------
 
-  function on(id, event, handler) {
-    $(id).addEventListener(event, (what) => {
-      what.preventDefault();
-      handler(what);
-    });
-  }
-  on("broker-form", "submit", connect);
   on("signin-form", "submit", signIn);
-  on("disconnect", "click", disconnect);
   on("commit", "click", keep);
   on("end-trial", "click", goBack);
   on("rollback", "click", goBack);
@@ -558,12 +407,6 @@
   if (api) {
     put("where", location.host);
     choose(new mgota.HttpLink(api));
-  } else if (typeof mqtt === "undefined") {
-    trouble("This copy of the page lacks mqtt.min.js, so it cannot reach a broker. `mgota page FILE` writes one that can.");
-  } else {
-    const given = new URLSearchParams(location.hash.slice(1));
-    $("url").value = given.get("broker") ?? "";
-    $("root").value = given.get("root") ?? "mgota";
-    show("broker", true);
   }
+  mgota.page = { api, state, choose, leave, lookAgain };
 })((globalThis.mgota ??= {}));

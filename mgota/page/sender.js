@@ -48,6 +48,11 @@
       this._ask = false; // whether to ask before anything else
     }
 
+    /** An id that no request has had. */
+    get freshId() {
+      return this._id;
+    }
+
     get phase() {
       if (this._over) return this._over;
       if (!this._connected) return IDLE;
@@ -151,10 +156,10 @@
       } else if (error.code === 2 || data.final === true) {
         this.busy = error.code === 2;
         this._fail(message, true);
+      } else if (this._endSent && !data.next) {
+        this._over = UNSURE; // it had everything, and has nothing now: perhaps it restarted with it
       } else if (count(data.next, this.total)) {
         this._goOn(data.next);
-      } else if (this._endSent) {
-        this._over = UNSURE;
       } else if (from === 0) {
         this._fail(message, true);
       } else {

@@ -76,7 +76,7 @@
       badge: STATES[state],
       version: version(image),
       image: image ? `${size(Number(image.size))}, SHA-256 ${line(image.sha256, 64).slice(0, 16)}…` : "none",
-      slot: `Slot ${line(status.active_slot, 8)}`,
+      slot: line(status.active_slot, 8),
       last: state === "trial" ? "On trial now" : outcome ? outcome(reason) : status.outcome ? line(status.outcome) + reason : "None yet",
       staged: status.staged ? version(status.staged) : null,
       secondsLeft: status.trial ? Number(status.trial.seconds_left) : null,

@@ -179,6 +179,17 @@ test("the answer to the end is lost and the device is gone for its reset: that i
   assert.equal(sender.phase, "unsure");
 });
 
+test("the end comes twice, to a device that has restarted meanwhile: unsure, too, and nothing is sent again", () => {
+  const sender = make({ chunk: 1000 });
+  sender.connected(0);
+  const [only] = due(sender, 0);
+  sender.receive({ id: only.id, result: { session: sender.session, next: 1000, sealed: true } }, 0);
+  const [end] = due(sender, 0);
+  sender.receive({ id: end.id, error: { code: 1, message: "only 0 of 1000 bytes came", data: { session: sender.session, next: 0 } } }, 0);
+  assert.equal(sender.phase, "unsure");
+  assert.equal(due(sender, 0).length, 0);
+});
+
 test("a device without sessions is left to another tool", () => {
   const sender = make();
   sender.connected(0);

@@ -35,7 +35,7 @@ def test_the_page_is_one_file(mgota: Terminal, tmp_path: Path, parts: dict[str, 
     assert "connect-src ws: wss:" in text
     assert '<meta name="mgota-api" content="">' in text
     assert not re.findall(r'<(?:script|link)[^>]* (?:src|href)="(?!data:)', text)
-    assert len(re.findall("<script>", text)) == 5
+    assert len(re.findall("<script>", text)) == 7
 
 
 def test_without_the_part_from_npm_it_says_what_to_do(mgota: Terminal, tmp_path: Path, parts: dict[str, bytes]) -> None:

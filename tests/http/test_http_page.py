@@ -28,7 +28,7 @@ async def test_the_page_is_one_document_that_loads_nothing_and_may_be_framed_by_
     assert (reply.status, reply.get("content-type")) == (200, "text/html; charset=utf-8")
     policy = reply.get("content-security-policy") or ""
     scripts = re.findall(rb"<script>(.*?)</script>", reply.body, re.DOTALL)
-    assert len(scripts) == 3
+    assert len(scripts) == 4
     for script in scripts:
         assert f"'sha256-{b64encode(sha256(script).digest()).decode()}'" in policy
     assert "default-src 'none'" in policy

@@ -1,7 +1,10 @@
 """Chromium, and what the tests do in it as a person would."""
 
+import json
 import os
 import shutil
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from terminal import Serving
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"
@@ -27,6 +31,12 @@ ARGUMENTS = [
 ]
 DESK = {"width": 900, "height": 900}
 PHONE = {"width": 360, "height": 740}
+LOOKS = (
+    # all of axe-core's rules once, and then those that depend on the look
+    ("light", "light", DESK, []),
+    ("dark", "dark", DESK, ["color-contrast"]),
+    ("phone", "light", PHONE, ["target-size", "scrollable-region-focusable"]),
+)
 SECONDS = 1000.0
 
 expect.set_options(timeout=15 * SECONDS)
@@ -40,6 +50,13 @@ def npm(path: Path) -> Path:
             pytest.fail(f"{reason}, and MGOTA_REQUIRE_ALL=1", pytrace=False)
         pytest.skip(reason)
     return path
+
+
+def status(device: Serving) -> dict[str, Any]:
+    """What the device says itself, over HTTP and not by way of the page."""
+    with urllib.request.urlopen(f"{device.url}/api/ota/status", timeout=10) as reply:
+        found: dict[str, Any] = json.load(reply)
+        return found
 
 
 @contextmanager
@@ -111,6 +128,15 @@ class Tab:
         """The id of the element that has the focus."""
         return str(self.page.evaluate("document.activeElement.id"))
 
+    def reaches(self, percent: float) -> float:
+        """Wait until the progress bar shows more than that, and tell what it shows."""
+        bar = self.page.locator("#progress")
+        until = time.monotonic() + 15
+        while (now := float(bar.evaluate("bar => bar.value"))) <= percent:
+            assert time.monotonic() < until, f"it stays at {now} percent"
+            self.page.wait_for_timeout(10)
+        return now
+
     def watch(self) -> None:
         """Note from now on every value of the progress bar and every announcement."""
         self.page.evaluate("""() => {
@@ -125,16 +151,14 @@ class Tab:
 
     def everybody_can_use_it(self, name: str) -> None:
         """Light, dark, on a phone: axe-core finds nothing, nothing is cut off; a picture of each is kept."""
-        axe = npm(AXE).read_text()
-        for look, scheme, size in (("light", "light", DESK), ("dark", "dark", DESK), ("phone", "light", PHONE)):
+        self.page.evaluate(f"() => {{ if (!window.axe) {{ {npm(AXE).read_text()} }} }}")
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        for look, scheme, size, rules in LOOKS:
             self.page.emulate_media(color_scheme=cast(Any, scheme))
             self.page.set_viewport_size(cast(Any, size))
-            SCREENSHOTS.mkdir(parents=True, exist_ok=True)
             self.page.screenshot(path=SCREENSHOTS / f"{name}-{look}.png", full_page=True)
-            self.page.evaluate(f"() => {{ if (!window.axe) {{ {axe} }} }}")
-            found = self.page.evaluate(
-                "async () => (await axe.run(document, {resultTypes: ['violations']})).violations"
-            )
+            options = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {})
+            found = self.page.evaluate("async (options) => (await axe.run(document, options)).violations", options)
             told = [(each["id"], each["help"], [node["target"] for node in each["nodes"]]) for each in found]
             assert told == [], f"{name}, {look}"
             wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"

@@ -1,13 +1,11 @@
 """The updater page in Chromium, served by a device: what a person does with it."""
 
-import json
 import signal
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import PHONE, Tab
+from browser import PHONE, Tab, status
 from playwright.sync_api import Browser, FileChooser, expect
 from terminal import Serving, Shop, run
 
@@ -23,12 +21,6 @@ def place(shop: Shop, tmp_path: Path) -> list[object]:
     return place
 
 
-def status(device: Serving) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{device.url}/api/ota/status", timeout=10) as reply:
-        found: dict[str, Any] = json.load(reply)
-        return found
-
-
 def slow_uploads(tab: Tab, rate: int) -> None:
     """`rate` in bytes a second."""
     line = tab.page.context.new_cdp_session(tab.page)
@@ -41,7 +33,7 @@ def test_an_update_with_its_trial_is_seen_and_kept(tab: Tab, shop: Shop, place: 
     with Serving(*place) as device:
         tab.page.goto(device.url)
         tab.shows("state", "Ready")
-        assert (tab.text("version"), tab.text("slot"), tab.text("last")) == ("1.0.0", "Slot a", "None yet")
+        assert (tab.text("version"), tab.text("slot"), tab.text("last")) == ("1.0.0", "a", "None yet")
         expect(tab.page.get_by_role("button", name="Install")).to_be_disabled()
         tab.everybody_can_use_it("http-ready")
         tab.choose(shop.image("2.0.0", 3_000_000))
@@ -198,7 +190,7 @@ def test_a_device_that_is_away_is_seen_to_come_back(tab: Tab, shop: Shop, place:
         tab.choose(shop.image("2.0.0"))
         device.end(signal.SIGKILL)
         tab.shows("state", "Away")
-        tab.shows("install-hint", "The device does not answer.")
+        tab.shows("gone", "The device does not answer.")
         expect(tab.page.locator("#install")).to_be_disabled()
     with Serving(*place, "--port", device.url.rpartition(":")[2]):
         tab.shows("state", "Ready")

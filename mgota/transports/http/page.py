@@ -14,9 +14,9 @@ from mgota.transports.http.message import Response
 MQTT: Final = "mqtt.min.js"
 """From npm: how a page of its own reaches a broker."""
 
-_STYLE_AND_WORDS: Final = ("page.css", "words.js", "page.js")
-_OF_A_DEVICE: Final = (*_STYLE_AND_WORDS, "http.js")
-_OF_ITS_OWN: Final = (*_STYLE_AND_WORDS, MQTT, "sender.js", "broker.js")
+_OF_BOTH: Final = ("page.css", "words.js", "tell.js", "page.js")
+_OF_A_DEVICE: Final = (*_OF_BOTH, "http.js")
+_OF_ITS_OWN: Final = (*_OF_BOTH, MQTT, "sender.js", "broker.js", "devices.js")
 
 
 def page_of_device(api: str) -> Response:
