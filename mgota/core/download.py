@@ -26,7 +26,7 @@ from enum import Enum
 from typing import Final
 
 from mgota.core.note import MAX_VALIDATOR
-from mgota.errors import ConfigError, DigestError, OtaError, TransferError
+from mgota.errors import ConfigError, OtaError, TransferError
 
 MAX_WAIT: Final = 300.0
 """Seconds of the longest `Retry-After` that is obeyed: a server must not talk a device out of updates."""
@@ -178,9 +178,9 @@ def _length(answer: Answer) -> int | None:
 def _whole(answer: Answer, size: int) -> Verdict:
     length = _length(answer)
     if length is None:
-        error: OtaError = TransferError("the server does not say how long the image is")
+        error = TransferError("the server does not say how long the image is")
     elif length != size:
-        error = DigestError(f"the server has an image of {length} bytes, {size} were announced")
+        error = TransferError(f"the server has an image of {length} bytes, {size} were announced")
     else:
         return _coded(answer) or Verdict(Course.TAKE, 0, size, strong_validator(answer))
     return Verdict(Course.GIVE_UP, error=error)

@@ -93,16 +93,17 @@ def redirected(url: str, location: str | None, *, allowed: frozenset[Origin] = f
         allowed: origins besides that of `url`.
 
     Raises:
-        TransferError: it leads elsewhere.
+        TransferError: it leads nowhere.
+        ConfigError: it leads where it must not.
     """
     if not location:
         raise TransferError("the server redirects, and does not say where to")
     target = resolved(url, location)
     here, there = origin(url), origin(target)
     if here[0] == "https" and there[0] == "http":
-        raise TransferError(f"the server redirects from https to http: {shown(target)}")
+        raise ConfigError(f"the server redirects from https to http: {shown(target)}")
     if there != here and there not in allowed:
-        raise TransferError(f"the server redirects to another origin, which is not allowed: {shown(target)}")
+        raise ConfigError(f"the server redirects to another origin, which is not allowed: {shown(target)}")
     return target
 
 

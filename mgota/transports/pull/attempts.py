@@ -1,0 +1,87 @@
+"""Trying again: what may pass is waited for, what will not ends at once."""
+
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+
+from mgota.core.download import Course, Tries, Verdict
+from mgota.errors import OtaError, TransferError
+
+log = logging.getLogger("mgota.pull")
+
+T = TypeVar("T")
+
+
+class LaterError(Exception):
+    """The server wants to be asked again.
+
+    Args:
+        error: why.
+        after: seconds that it asks to wait, or None.
+    """
+
+    def __init__(self, error: OtaError, after: float | None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.after = after
+
+
+class FinalError(Exception):
+    """Nothing that is tried again would help.
+
+    Args:
+        error: why.
+    """
+
+    def __init__(self, error: OtaError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def heed(verdict: Verdict) -> bool:
+    """Whether to take what follows; False to ask again at once, for all of it.
+
+    Raises:
+        LaterError: neither; try again later.
+        FinalError: never.
+    """
+    error = verdict.error or TransferError("the server gave no reason")
+    match verdict.course:
+        case Course.TAKE:
+            return True
+        case Course.AGAIN:
+            log.info("%s: all of it is asked for", error)
+            return False
+        case Course.RETRY:
+            raise LaterError(error, verdict.after)
+        case Course.GIVE_UP:  # pragma: no branch  there is no other
+            raise FinalError(error)
+
+
+async def persevere(tries: Tries, attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try until it works.
+
+    Args:
+        tries: counts, and says how long to wait.
+        attempt: one try.
+
+    Raises:
+        TransferError: it was tried often enough.
+        OtaError: what no further try would change.
+    """
+    while True:
+        after = None
+        try:
+            return await attempt()
+        except FinalError as exc:
+            raise exc.error from exc
+        except LaterError as exc:
+            error, after = exc.error, exc.after
+        except TransferError as exc:
+            error = exc
+        seconds = tries.failed(error, random.random(), after)  # noqa: S311  to spread devices, not to hide
+        log.info("%s; again in %.1f s", error, seconds)
+        await anyio.sleep(seconds)

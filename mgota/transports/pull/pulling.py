@@ -1,0 +1,349 @@
+"""One pull: ask for the manifest, decide, download, verify, activate.
+
+Rules:
+- what is decided is decided by `mgota.core.offer`, what is verified by the session that reads flash;
+- nothing of the device is touched before an image was found that it wants;
+- an image is resumed after a restart only if something decides about it in the end: a digest or a key. If what was put
+  together so does not pass, it is fetched once more from its first byte, and only then refused;
+- the callback hears the seed's words: "Same version", "Pulling firmware", "OTA fail" and then why.
+"""
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+
+from mgota.core.download import Tries, judge_metadata
+from mgota.core.keys import PublicKey
+from mgota.core.manifest import Manifest
+from mgota.core.note import identity_of
+from mgota.core.offer import NEWER, Decision, Policy, Reason, Standing, decide
+from mgota.core.record import BootRecord, Outcome, SlotImage, State
+from mgota.core.signed_manifest import ManifestVerifier
+from mgota.core.weburl import check_source, resolved, with_query
+from mgota.device import Device
+from mgota.errors import OtaError, RejectedError, StalledError, VerifyError
+from mgota.ports import Note
+from mgota.resume import Resume
+from mgota.session import OtaSession
+from mgota.transports.pull.attempts import heed, persevere
+from mgota.transports.pull.client import MAX_METADATA, Client, Web, read_some
+from mgota.transports.pull.hooks import Gate, Hooks, OnStatus, tell
+from mgota.transports.pull.transfer import transfer
+from mgota.verified import VerifiedImage
+
+log = logging.getLogger("mgota.pull")
+
+UNIX: Final = 1
+"""`MG_ARCH_UNIX`, for the update servers of Mongoose."""
+
+_BOOT: Final = {State.CONFIRMED: 0, State.TESTING: 1, State.FAILED: 2}
+_ROLLED_BACK: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulled:
+    """How a pull ended, if it did not fail.
+
+    Args:
+        decision: about what is offered.
+        installed: the image is on trial from the next start on.
+        staged: the image is verified and waits to be activated.
+        postponed: where a hook put it off.
+        after: seconds that the hook asked to wait.
+    """
+
+    decision: Decision
+    installed: bool = False
+    staged: bool = False
+    postponed: Gate | None = None
+    after: float | None = None
+
+
+async def check(
+    url: str,
+    current_version: str | None,
+    *,
+    keys: Iterable[PublicKey] = (),
+    threshold: int = 1,
+    allow_plain: bool = False,
+    policy: Policy = NEWER,
+    hardware: str | None = None,
+    web: Web | None = None,
+) -> Decision:
+    """Ask what there is, and decide. No device is touched.
+
+    Args:
+        url: of the manifest.
+        current_version: the version that runs, None if nobody knows.
+        keys: who may sign manifests; without any, none is verified.
+        threshold: how many of them have to.
+        allow_plain: take manifests that nobody signed, too.
+        policy: which versions are wanted.
+        hardware: the device's id.
+        web: how the server is reached.
+
+    Returns:
+        Whether there is an update, and why.
+
+    Raises:
+        TransferError: there is no answer.
+        RejectedError: what came is no manifest, or nobody trusted signed it.
+        ConfigError: the URL may not be asked.
+    """
+    web = web or Web()
+    rules = ManifestVerifier(keys=tuple(keys), threshold=threshold, allow_plain=allow_plain)
+    check_source(url, allow_http=web.allow_http or bool(rules.keys))
+    async with _within(web, _deadline(web)), Client(web, url) as client:
+        manifest = rules.open(await metadata(client, url, web)).manifest
+    standing = Standing(current=current_version, hardware=hardware)
+    return decide(manifest, standing, policy, now=time.time())
+
+
+async def pull(
+    device: Device,
+    url: str,
+    *,
+    current_version: str | None = None,
+    keys: Sequence[PublicKey] | None = None,
+    threshold: int = 1,
+    allow_plain: bool = False,
+    policy: Policy = NEWER,
+    force: bool = False,
+    hooks: Hooks | None = None,
+    on_status: OnStatus | None = None,
+    note: Note | None = None,
+    web: Web | None = None,
+    mongoose_query: bool = False,
+    device_id: str | None = None,
+    interval: float = 0.0,
+    refused: set[str] | None = None,
+) -> Pulled:
+    """Ask what there is, and install it if it is wanted.
+
+    Args:
+        device: what is updated.
+        url: of the manifest.
+        current_version: the version that runs; what is recorded of the running image if omitted.
+        keys: who may sign manifests; those that the device trusts for images if omitted.
+        threshold: how many of them have to.
+        allow_plain: take manifests that nobody signed, too; the image's signature is verified all the same.
+        policy: which versions are wanted.
+        force: install an image that was rolled back before, too.
+        hooks: what the application is asked.
+        on_status: told how it goes; cannot fail the update.
+        note: where progress is marked, so that a download goes on after a restart.
+        web: how servers are reached.
+        mongoose_query: tell the server what runs here, as Mongoose 7.22 does.
+        device_id: the name in that query.
+        interval: seconds between polls, in that query.
+        refused: images of earlier pulls that were refused: those are not fetched again, and another one is added.
+
+    Returns:
+        What was decided, and whether the image was installed. On a device with a reset line it does not return then.
+
+    Raises:
+        TransferError: the manifest or the image could not be had.
+        RejectedError: the manifest or the image is refused; asking for the same again is useless.
+        BusyError: another update, or a trial.
+        FlashError: the image could not be stored.
+        ConfigError: a URL may not be asked.
+    """
+    web = web or Web()
+    keys = keys if keys is not None else device.verifier.keys if device.verifier else ()
+    job = _Pull(
+        device=device,
+        url=url,
+        web=web,
+        rules=ManifestVerifier(keys=keys, threshold=threshold, allow_plain=allow_plain),
+        hooks=hooks or Hooks(),
+        on_status=on_status,
+        note=note,
+        until=_deadline(web),
+        refused=refused if refused is not None else set(),
+        query={"id": device_id or "", "interval": f"{interval:.0f}"} if mongoose_query else None,
+    )
+    try:
+        return await job.run(current_version, policy, force=force)
+    except OtaError as exc:
+        await tell(on_status, "OTA fail")
+        await tell(on_status, str(exc) or type(exc).__name__)
+        raise
+
+
+def _deadline(web: Web) -> float | None:
+    return None if web.deadline is None else anyio.current_time() + web.deadline
+
+
+@asynccontextmanager
+async def _within(web: Web, until: float | None) -> AsyncGenerator[None]:
+    """No longer than the deadline.
+
+    Raises:
+        StalledError: it has passed.
+    """
+    left = None if until is None else max(until - anyio.current_time(), 0.0)
+    with anyio.move_on_after(left) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise StalledError(f"not complete after {web.deadline:g} s")
+
+
+async def metadata(client: Client, url: str, web: Web) -> bytes:
+    """The bytes of a manifest.
+
+    Args:
+        client: connections.
+        url: of the manifest, with its query.
+        web: limits and patience.
+
+    Raises:
+        TransferError: it could not be had, however often it was tried.
+    """
+
+    async def attempt() -> bytes:
+        found = b""
+        with anyio.move_on_after(web.metadata) as scope:
+            async with client.get(url, [("Accept-Encoding", "identity"), ("Cache-Control", "no-cache")]) as incoming:
+                heed(judge_metadata(incoming.answer, limit=MAX_METADATA, now=time.time()))
+                found = await read_some(incoming, MAX_METADATA)
+        if scope.cancelled_caught:
+            raise StalledError(f"the manifest was not there after {web.metadata:g} s")
+        return found
+
+    return await persevere(Tries(web.patience), attempt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pull:
+    """One pull, its options given."""
+
+    device: Device
+    url: str
+    web: Web
+    rules: ManifestVerifier
+    hooks: Hooks
+    on_status: OnStatus | None
+    note: Note | None
+    until: float | None
+    refused: set[str]
+    query: dict[str, str] | None = field(default=None)
+
+    @property
+    def _allow_http(self) -> bool:
+        return self.web.allow_http or bool(self.rules.keys)
+
+    async def run(self, current: str | None, policy: Policy, *, force: bool) -> Pulled:
+        """All of it."""
+        check_source(self.url, allow_http=self._allow_http)
+        device = self.device
+        record = (await device.load())[0] or BootRecord()
+        running = await device.flash.running_slot()
+        image = record.image(running)
+        standing = Standing(
+            current=current or (image.version if image else None),
+            image=image,
+            record=record,
+            floor=device.floor,
+            hardware=device.hardware,
+        )
+        async with Client(self.web, self.url) as client:
+            manifest = await self._manifest(client, record, standing.current)
+            decision = decide(manifest, standing, policy, now=time.time(), force=force)
+            decision.check()
+            if not decision.update:
+                await tell(self.on_status, "Same version" if decision.reason is Reason.SAME else decision.text)
+                return Pulled(decision=decision)
+            return await self._staged(record, decision) or await self._install(client, decision)
+
+    async def _manifest(self, client: Client, record: BootRecord, current: str | None) -> Manifest:
+        url = self.url
+        if self.query is not None:
+            url = with_query(url, {"arch": str(UNIX), "version": current or "", **self.query, "boot": _boot(record)})
+        async with _within(self.web, self.until):
+            data = await metadata(client, url, self.web)
+        opened = self.rules.open(data, record.chain)
+        await self.device.remember(opened.chain)
+        return opened.manifest
+
+    async def _staged(self, record: BootRecord, decision: Decision) -> Pulled | None:
+        """Activate the image that an earlier pull left staged, if it is this one."""
+        image = record.image(record.staged) if record.staged else None
+        if image is None or not _is_same(image, decision.manifest):
+            return None
+        try:
+            verified = await self.device.staged()
+        except OtaError as exc:
+            log.warning("the staged image is worth nothing: %s", exc)
+            return None
+        return await self._activate(verified, decision) if verified else None
+
+    async def _install(self, client: Client, decision: Decision) -> Pulled:
+        manifest = decision.manifest
+        url = resolved(self.url, manifest.url)
+        check_source(url, allow_http=self._allow_http)
+        name = identity_of(url, manifest.size, manifest.sha256)
+        if name in self.refused:
+            await tell(self.on_status, f"version {manifest.version} was refused, and is still what is offered")
+            return Pulled(decision=decision)
+        for gate in (Gate.DOWNLOAD, Gate.INSTALL):
+            if answer := await self.hooks.ask(gate, decision):
+                return Pulled(decision=decision, postponed=gate, after=answer.seconds)
+        try:
+            return await self._fetch(client, url, decision)
+        except RejectedError:
+            self.refused.add(name)
+            raise
+
+    async def _fetch(self, client: Client, url: str, decision: Decision) -> Pulled:
+        manifest = decision.manifest
+        await tell(self.on_status, "Pulling firmware")
+        resume = self._resume(manifest, url)
+        async with OtaSession(self.device, size=manifest.size, manifest=manifest, resume=resume) as session:
+            sealed = await self._sealed(client, url, session)
+            if self.hooks.may_activate is None:
+                await session.activate(sealed)
+                return Pulled(decision=decision, installed=True)
+            await session.activate(sealed, reset=False)
+        return await self._activate(sealed, decision)
+
+    def _resume(self, manifest: Manifest, url: str) -> Resume | None:
+        if self.note is None or (manifest.sha256 is None and self.device.verifier is None):
+            return None
+        return Resume(note=self.note, identity=identity_of(url, manifest.size, manifest.sha256))
+
+    async def _sealed(self, client: Client, url: str, session: OtaSession) -> VerifiedImage:
+        while True:
+            async with _within(self.web, self.until):
+                await transfer(client, url, session, self.web)
+            try:
+                return await session.seal()
+            except (RejectedError, VerifyError) as exc:
+                if not session.resumed:
+                    raise
+                log.warning("what was put together from two lives does not pass, all of it is fetched anew: %s", exc)
+                await session.restart()
+
+    async def _activate(self, verified: VerifiedImage, decision: Decision) -> Pulled:
+        if answer := await self.hooks.ask(Gate.ACTIVATE, decision):
+            return Pulled(decision=decision, staged=True, postponed=Gate.ACTIVATE, after=answer.seconds)
+        await self.device.activate(verified)
+        return Pulled(decision=decision, installed=True)
+
+
+def _is_same(image: SlotImage, manifest: Manifest) -> bool:
+    if image.image_size != manifest.size:
+        return False
+    if manifest.sha256 is not None:
+        return image.digest == manifest.sha256
+    return image.version == manifest.version
+
+
+def _boot(record: BootRecord) -> str:
+    """The state as Mongoose 7.22 counts it: 3 is CONFIRMED after a roll back."""
+    rolled_back = record.state is State.CONFIRMED and record.outcome is Outcome.ROLLED_BACK
+    return str(_ROLLED_BACK if rolled_back else _BOOT[record.state])
