@@ -23,7 +23,8 @@ from mgota.core.rpc import (
     presence,
 )
 from mgota.errors import TransferError
-from mgota.transports.mqtt.broker import Broker, Link, Message, Will, connected
+from mgota.transports.mqtt.broker import Broker
+from mgota.transports.mqtt.connection import Link, Message, Will, connected
 
 Hook = Callable[["MqttDevice", Request], Awaitable[bool]]
 

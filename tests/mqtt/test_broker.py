@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import ssl
+import sys
 from pathlib import Path
 
 import anyio
@@ -10,7 +11,9 @@ import pytest
 from mosquitto import Mosquitto, free_ports
 
 from mgota.errors import ConfigError, TransferError
-from mgota.transports.mqtt.broker import Broker, Message, Version, Will, backoff, connected
+from mgota.testing import Fault, Way, fault_proxy
+from mgota.transports.mqtt.broker import Broker, Version, backoff
+from mgota.transports.mqtt.connection import Message, Will, connected
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.program("mosquitto")]
 
@@ -183,3 +186,60 @@ async def test_waiting_grows_to_a_bound() -> None:
     assert 0.25 <= backoff(1) <= 0.5
     assert 15 <= backoff(1000) <= 30
     assert 1 <= backoff(3) <= 2
+
+
+# --- without waiting --------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_posted_arrives_in_order_with_what_is_published(mosquitto: Mosquitto) -> None:
+    broker = Broker.from_url(f"{mosquitto.url}/mg/123")
+    box = Mailbox()
+    async with connected(broker, box.messages.append) as link:
+        await link.subscribe(broker.topic("rx"))
+        for number in range(0, 300, 3):
+            link.post(broker.topic("rx"), b"%d" % number)
+            link.post(broker.topic("rx"), b"%d" % (number + 1))
+            await link.publish(broker.topic("rx"), b"%d" % (number + 2), qos=number % 2)
+        assert [int(message.payload) for message in await box.wait(300)] == list(range(300))
+
+
+async def test_what_the_kernel_does_not_take_at_once_is_sent_later(mosquitto: Mosquitto) -> None:
+    """And the event loop has no watch on a socket that has nothing to write."""
+    box = Mailbox()
+    async with fault_proxy("127.0.0.1", mosquitto.port, [[Fault.throttle(0, 30e6, Way.UP)]]) as proxy:
+        broker = Broker.from_url(f"mqtt://127.0.0.1:{proxy.port}/mg/123")
+        async with connected(broker, box.messages.append) as link:
+            await link.subscribe(broker.topic("rx"))
+            inner = link._client._client
+            for number in range(200):
+                link.post(broker.topic("rx"), bytes([number]) * 60_000)
+            assert inner.want_write()
+            assert [message.payload[0] for message in await box.wait(200)] == list(range(200))
+            with anyio.fail_after(10):
+                while inner._registered_write:
+                    await anyio.sleep(0.01)
+            link.post(broker.topic("rx"), b"\xff")
+            assert not inner._registered_write
+            assert (await box.wait(201))[-1].payload == b"\xff"
+
+
+async def test_a_post_to_a_broker_that_has_gone_is_an_error(mosquitto: Mosquitto) -> None:
+    broker = Broker.from_url(f"{mosquitto.url}/mg/123")
+    async with connected(broker, print) as link:
+        mosquitto.stop()
+
+        async def go_on() -> None:
+            for _ in range(1000):
+                link.post(broker.topic("rx"), bytes(10_000))
+                await anyio.sleep(0)
+
+        for _ in range(2):
+            with pytest.raises(TransferError, match="broke"):
+                await go_on()
+
+
+async def test_who_has_no_aiomqtt_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiomqtt", None)
+    with pytest.raises(ConfigError, match=r"pip install 'mgota\[mqtt\]'"):
+        async with connected(Broker.from_url("mqtt://127.0.0.1/mg/123"), print):
+            pass

@@ -22,7 +22,8 @@ from mgota.errors import ConfigError
 from mgota.session import OtaSession
 from mgota.testing.proxy import Fault, fault_proxy
 from mgota.transports.mqtt import serve
-from mgota.transports.mqtt.broker import Broker, Link, Message, Version, connected
+from mgota.transports.mqtt.broker import Broker, Version
+from mgota.transports.mqtt.connection import Link, Message, connected
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.program("mosquitto")]
 

@@ -16,7 +16,8 @@ from mgota import errors
 from mgota.core.rpc import COMMIT, ROLLBACK, STATUS, UPDATE, UPLOAD, Request, presence, read_chunk
 from mgota.testing import Fault, Way, fault_proxy
 from mgota.transports.mqtt import talk
-from mgota.transports.mqtt.broker import Broker, connected
+from mgota.transports.mqtt.broker import Broker
+from mgota.transports.mqtt.connection import connected
 from mgota.transports.mqtt.sender import CHUNK, Image, Progress, Remote, push
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.program("mosquitto")]

@@ -27,7 +27,8 @@ from mgota.device import Device
 from mgota.errors import ConfigError, OtaError, TransferError
 from mgota.receiver import Receiver
 from mgota.responder import Responder
-from mgota.transports.mqtt.broker import Broker, Link, Message, Version, Will, backoff, connected
+from mgota.transports.mqtt.broker import Broker, Version, backoff
+from mgota.transports.mqtt.connection import Link, Message, Will, connected
 
 log = logging.getLogger("mgota.mqtt")
 audit = logging.getLogger("mgota.audit")
@@ -123,7 +124,10 @@ class MqttDevice:
     async def _send(self, reply: bytes, certain: bool) -> None:
         if self._link is None:
             raise TransferError("there is no connection to the broker")
-        await self._link.publish(self.broker.topic("tx"), reply, qos=1 if certain else 0)
+        if certain:
+            await self._link.publish(self.broker.topic("tx"), reply, qos=1)
+        else:
+            self._link.post(self.broker.topic("tx"), reply)
 
     async def stay_connected(self) -> None:
         """Connect, and connect again, for ever."""

@@ -26,7 +26,8 @@ from mgota.core.rpc_single import SINGLE_CHUNK, SinglePush
 from mgota.core.rpc_window import CHUNK, WINDOW, WindowPush
 from mgota.errors import TransferError
 from mgota.outgoing import Image, Progress, Source, is_status
-from mgota.transports.mqtt.broker import Broker, Version, backoff, connected
+from mgota.transports.mqtt.broker import Broker, Version, backoff
+from mgota.transports.mqtt.connection import connected
 from mgota.transports.mqtt.talk import Inbox, Talk, watched
 
 __all__ = ["CHUNK", "SINGLE_CHUNK", "WINDOW", "Image", "Progress", "Remote", "push"]

@@ -20,7 +20,8 @@ from mgota.core.rpc_single import SinglePush
 from mgota.core.rpc_window import SIGNATURES, WindowPush
 from mgota.errors import MalformedError, OtaError, TransferError
 from mgota.outgoing import Progress, Source
-from mgota.transports.mqtt.broker import Broker, Link, Message as Delivery
+from mgota.transports.mqtt.broker import Broker
+from mgota.transports.mqtt.connection import Link, Message as Delivery
 
 log = logging.getLogger("mgota.mqtt")
 
@@ -233,7 +234,11 @@ class Talk:
         """All that may be sent now."""
         now = anyio.current_time()
         while (message := self._push.next_message(now)) is not None:
-            await link.publish(self._rx, await self._frame(message), qos=0 if self._windowed else 1)
+            frame = await self._frame(message)
+            if self._windowed:  # resent by ourselves, and bounded by the window
+                link.post(self._rx, frame)
+            else:
+                await link.publish(self._rx, frame, qos=1)
 
     async def _frame(self, message: Message) -> bytes:
         push = self._push
