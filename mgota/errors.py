@@ -26,6 +26,8 @@ The second level answers the caller's only question: *what should I do?*
     │   ├── ReadError
     │   ├── VerifyError             what was read back is not what was sent
     │   ├── SelectError             the slot could not be made the one that boots
+    │   ├── LinkError               the wire to the chip broke, or what came on it makes no sense
+    │   │   └── NoAnswerError           nothing came on it in time
     │   └── StateError              the boot record could not be read or stored
     ├── BusyError               wait: somebody else is at it
     │   ├── UpdateRunningError      another update, here or in another process
@@ -170,6 +172,14 @@ class VerifyError(FlashError):
 
 class SelectError(FlashError):
     """A slot could not be made the one that boots."""
+
+
+class LinkError(FlashError):
+    """The wire to a chip broke, or what came on it makes no sense."""
+
+
+class NoAnswerError(LinkError):
+    """The chip did not answer in time."""
 
 
 class StateError(FlashError):

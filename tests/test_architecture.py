@@ -113,6 +113,7 @@ def test_core_only_decides(module: str) -> None:
         ("crcmod", {"mgota.core.checksum"}),
         ("isal", {"mgota.core.checksum"}),
         ("h11", {"mgota.transports.http"}),
+        ("serialx", {"mgota.flash.links.wire"}),
         ("httpx", {"mgota.transports.pull"}),
         ("aiomqtt", {"mgota.transports.mqtt"}),
         ("packaging", {"mgota.core.version"}),
