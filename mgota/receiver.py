@@ -33,9 +33,10 @@ from mgota.core.receive import (
     Write,
 )
 from mgota.core.rpc import Chunk
-from mgota.device import Device, VerifiedImage
+from mgota.device import Device
 from mgota.errors import FlashError, OtaError, TransferError, TrialRunningError
 from mgota.session import OtaSession
+from mgota.verified import VerifiedImage
 
 log = logging.getLogger("mgota.receiver")
 

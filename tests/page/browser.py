@@ -31,7 +31,7 @@ ARGUMENTS = [
 ]
 DESK = {"width": 900, "height": 900}
 PHONE = {"width": 360, "height": 740}
-LOOKS = (
+LOOKS: tuple[tuple[str, str, dict[str, int], list[str]], ...] = (
     # all of axe-core's rules once, and then those that depend on the look
     ("light", "light", DESK, []),
     ("dark", "dark", DESK, ["color-contrast"]),
