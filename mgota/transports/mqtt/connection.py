@@ -275,6 +275,9 @@ def _drop(client: "aiomqtt.Client") -> None:
 
     There is no public way to it: a client that never connected cannot be left either.
     """
+    lost = client._disconnected  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    if lost.done() and not lost.cancelled():
+        lost.exception()  # or asyncio says that nobody looked at it
     inner = client._client  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     inner.on_socket_open = lambda _client, _userdata, sock: sock.close()  # of a thread that is still connecting
     if inner.socket() is not None:
