@@ -27,6 +27,7 @@ from mgota.cli.options import (
 )
 from mgota.cli.place import Place, place_options
 from mgota.cli.virtual_device import Serving, VirtualDevice, power_on
+from mgota.cli.ways import together, ways_options
 from mgota.core.access import Credentials
 from mgota.core.origin import Hosts, is_loopback
 from mgota.errors import ConfigError
@@ -46,6 +47,7 @@ from mgota.transports.http import serve as serve_http
 @click.option("--client-ca", type=FILE, metavar="PEM", help="Let in only who shows a certificate of this CA.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Answer to this name, too; may be repeated.")
 @click.option("--insecure", is_flag=True, help="Listen beyond loopback without any authentication.")
+@ways_options
 @click.option("--page/--no-page", default=True, show_default=True, help="Show the updater page at / to browsers.")
 def serve(
     *,
@@ -63,6 +65,7 @@ def serve(
     allow_host: tuple[str, ...],
     insecure: bool,
     page: bool,
+    ways: tuple[Serving, ...],
 ) -> None:
     """Be a virtual device: two slots as files, or a chip.
 
@@ -73,6 +76,7 @@ def serve(
     mgota serve --slots DIR
     mgota serve --target stm32h5 --flash chip.bin --state chip.state --key public.pem
     mgota serve --target stm32f4 --part STM32F405xG --flash chip.bin --state chip.state --check-image
+    mgota serve --slots DIR --mqtt mqtt://127.0.0.1:1883/site/7
     """  # noqa: D301  \b keeps click from joining the lines
     log_to_stderr(logging.INFO)
     verifier = read_verifier(keys, trailer)
@@ -92,7 +96,7 @@ def serve(
             "allow_hosts": allow_host,
             "page": "/" if page else None,
         }
-        serving = partial(serve_http, listeners=[listener], **options)
+        serving = together([partial(serve_http, listeners=[listener], **options), *ways])
         make = partial(place.device, verifier=verifier, window=window)
         anyio.run(_run, make, serving, _url(listener, secure=context is not None))
 

@@ -1,0 +1,85 @@
+"""How a virtual device is reached besides its own HTTP port: `--mqtt`.
+
+    mgota serve --slots DIR --mqtt mqtt://broker.example/site/7 --mqtt-user-file user
+
+Each way is loaded when it is asked for, and not before. A command gets them as one argument, `ways`: each is a
+`Serving`, and `together` makes one of all of them.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import click
+
+from mgota.cli.options import FILE, client_context, is_mqtt, lines_of, read_user
+from mgota.cli.virtual_device import Serving
+from mgota.device import Device
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MQTT = ("mqtt", "mqtt_user_file", "mqtt_cacert", "mqtt_cert", "mqtt_key_file", "mqtt_version")
+
+
+def ways_options(command: F) -> F:
+    """The options of every way; the command gets them as one argument, `ways`."""
+
+    @wraps(command)
+    def checked(**arguments: Any) -> Any:
+        found = {name: arguments.pop(name) for name in _MQTT}
+        ways = [_mqtt(**found)] if found["mqtt"] else []
+        if not ways and any(found[name] for name in _MQTT[1:-1]):
+            raise click.UsageError("--mqtt-user-file, --mqtt-cacert, --mqtt-cert and --mqtt-key-file belong to --mqtt")
+        return command(ways=tuple(ways), **arguments)
+
+    for option in (
+        click.option(
+            "--mqtt-version", type=click.Choice(["3.1.1", "5"]), default="3.1.1", show_default=True, help="Of MQTT."
+        ),
+        click.option("--mqtt-key-file", type=FILE, metavar="PEM", help="The key of --mqtt-cert, if elsewhere."),
+        click.option("--mqtt-cert", type=FILE, metavar="PEM", help="A certificate to show to the broker."),
+        click.option("--mqtt-cacert", type=FILE, metavar="PEM", help="Trust these CAs for mqtts, not the system's."),
+        click.option("--mqtt-user-file", type=FILE, metavar="FILE", help="One line, user:password, for the broker."),
+        click.option("--mqtt", metavar="URL", help="Be reached through a broker, too: mqtt://HOST:PORT/ROOT/DEVICE."),
+    ):
+        checked = option(checked)
+    return cast(F, checked)
+
+
+def together(ways: Sequence[Serving]) -> Serving:
+    """One way of all of them; they begin in their order and end in the reverse."""
+
+    @asynccontextmanager
+    async def serving(device: Device) -> AsyncGenerator[None]:
+        async with AsyncExitStack() as stack:
+            for way in ways:
+                await stack.enter_async_context(way(device))
+            yield
+
+    return serving
+
+
+def _mqtt(
+    *,
+    mqtt: str,
+    mqtt_user_file: Path | None,
+    mqtt_cacert: Path | None,
+    mqtt_cert: Path | None,
+    mqtt_key_file: Path | None,
+    mqtt_version: str,
+) -> Serving:
+    """By a broker.
+
+    Raises:
+        ConfigError: the URL is none, or a file cannot be read or used.
+    """
+    if not is_mqtt(mqtt):
+        raise click.UsageError("--mqtt takes mqtt://HOST:PORT/ROOT/DEVICE, or mqtts: for TLS")
+    from mgota.transports.mqtt import Broker, serve  # noqa: PLC0415  who does not use MQTT does not load it
+
+    user = read_user(lines_of(mqtt_user_file, "user file")[0], mqtt_user_file) if mqtt_user_file else None
+    context = client_context(mqtt_cacert, mqtt_cert, mqtt_key_file)
+    broker = Broker.from_url(mqtt, user=user, ssl_context=context, version=cast(Any, mqtt_version))
+    return partial(serve, broker=broker)
