@@ -237,6 +237,79 @@ class BlockingReads(Protocol):
 
 
 @runtime_checkable
+class CountingBackend(Protocol):
+    """A backend whose bootloader counts boots may offer this besides `select`: to be asked, and told of good ones."""
+
+    async def tried(self, slot: Slot) -> bool:
+        """Whether the bootloader shows that it tried this slot since that was selected, and gave it up.
+
+        Raises:
+            FlashError: what it keeps cannot be read.
+        """
+        ...
+
+    async def settle(self, *, fallback: bool) -> None:
+        """This boot was good: what the bootloader counts down begins anew. Called at boot, and after a commit.
+
+        Args:
+            fallback: the slot that does not run holds a proven image, so that the bootloader may fall back to it.
+
+        Raises:
+            FlashError: it could not be told.
+        """
+        ...
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """Which of two slots a bootloader starts: what is kept where the bootloader looks for it."""
+
+    async def selected_slot(self) -> Slot | None:
+        """The slot that boots next, as far as it can be known; None if it is neither.
+
+        Raises:
+            FlashError: it cannot be read.
+        """
+        ...
+
+    async def select(self, slot: Slot, *, running: Slot) -> None:
+        """Make this slot the one that boots, in one step; nothing to do if it is. Survives a cut at any moment.
+
+        Args:
+            slot: the slot. If it is the running one, nothing else may boot from now on; the other one may be erased.
+            running: the slot that runs. If another one is selected, the bootloader may fall back to this one.
+
+        Raises:
+            SelectError: the slot that boots is the same as before, or nobody knows.
+        """
+        ...
+
+    async def tried(self, slot: Slot) -> bool:
+        """As `CountingBackend.tried`. A selector that cannot know says no."""
+        ...
+
+    async def settle(self, running: Slot, *, fallback: bool) -> None:
+        """As `CountingBackend.settle`."""
+        ...
+
+    async def recover(self) -> None:
+        """Finish a `select` that was cut off. Called at every boot, before anything else.
+
+        Raises:
+            FlashError: it could not be finished.
+        """
+        ...
+
+    async def selftest(self) -> None:
+        """Write what is there already, and read it back. Changes nothing that a bootloader would notice.
+
+        Raises:
+            OtaError: a selection would not work, and why.
+        """
+        ...
+
+
+@runtime_checkable
 class StateStore(Protocol):
     """Where the boot record survives resets and power cuts."""
 

@@ -33,7 +33,7 @@ from mgota.core.record import BootRecord, Outcome, SlotImage, State
 from mgota.device import Device
 from mgota.errors import OtaError, SelectError, UnknownStateError, WrongImageError
 from mgota.health import Ask, Check, Health
-from mgota.ports import Watchdog
+from mgota.ports import CountingBackend, Watchdog
 
 log = logging.getLogger("mgota.trial")
 
@@ -77,6 +77,8 @@ async def boot_check(device: Device, *, reason: str | None = None) -> Verdict:
                 if not await _survive(device, decision, exc):
                     return Verdict.RUN
             else:
+                if decision.verdict is Verdict.RUN:
+                    await _settle(device, running)
                 return decision.verdict
 
 
@@ -86,12 +88,38 @@ async def _decide(device: Device, record: BootRecord | None, running: Slot, *, r
         case Question.FOUND:
             return await device.first_start(running)
         case Question.VERIFIED if record:
-            facts = Facts(verified=await _verifies(device, record, running.other))
+            tried = await _tried(device, running.other)
+            facts = Facts(tried=tried, verified=not tried and await _verifies(device, record, running.other))
         case Question.WHOLE if record:
             facts = Facts(whole=await device.is_whole(running.other, record.image(running.other)))
         case _:
             pass
     return decide(record, running, facts, readable=readable)
+
+
+async def _tried(device: Device, slot: Slot) -> bool:
+    """Whether the bootloader gave this slot up. What cannot be read is no sign: the count of selections ends it."""
+    if not isinstance(device.flash, CountingBackend):
+        return False
+    try:
+        return await device.flash.tried(slot)
+    except OtaError as exc:
+        log.warning("whether slot %s was tried cannot be known: %s", slot, exc)
+        return False
+
+
+async def _settle(device: Device, running: Slot) -> None:
+    """Tell a bootloader that counts boots that this one was good, if nothing is on trial."""
+    if not isinstance(device.flash, CountingBackend):
+        return
+    record, _ = await device.load()
+    if record is None or record.state is not State.CONFIRMED:
+        return
+    other = record.image(running.other)
+    try:
+        await device.flash.settle(fallback=other is not None and other.proven)
+    except OtaError as exc:
+        log.critical("the bootloader cannot be told that slot %s is good, and may leave it: %s", running, exc)
 
 
 async def _verifies(device: Device, record: BootRecord, slot: Slot) -> bool:
@@ -267,6 +295,7 @@ async def commit(device: Device, *, sha256: str | None = None) -> bool:
         if not steps:
             return False
         await device.perform(*steps)
+        await _settle(device, running)
     log.info("committed: slot %s", running)
     await _stand_down(device)
     return True

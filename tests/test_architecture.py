@@ -117,7 +117,7 @@ def test_core_only_decides(module: str) -> None:
         ("httpx", {"mgota.transports.pull"}),
         ("aiomqtt", {"mgota.transports.mqtt"}),
         ("packaging", {"mgota.core.version"}),
-        ("fcntl", {"mgota.flash.files"}),
+        ("fcntl", {"mgota.flash.files", "mgota.linux.ioctl"}),
         ("ctypes", {"mgota.linux"}),
         ("click", {"mgota.cli"}),
         ("rich", {"mgota.cli"}),
