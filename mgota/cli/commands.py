@@ -11,6 +11,7 @@ _COMMANDS = {
     "sign": ("mgota.cli.sign", "Attach a signature to a firmware."),
     "verify": ("mgota.cli.verify", "Check an image's signature."),
     "info": ("mgota.cli.verify", "Tell what can be seen of an image."),
+    "manifest": ("mgota.cli.manifest", "Write, sign and verify what is served beside an image."),
     "push": ("mgota.cli.push", "Push an image to one device, or to many."),
     "status": ("mgota.cli.control", "Tell what a device is at."),
     "commit": ("mgota.cli.control", "Make the image on trial permanent."),

@@ -15,6 +15,7 @@ import click
 
 from mgota.core.image import Trailer, Verifier
 from mgota.core.keys import PublicKey, load_public_key
+from mgota.core.version import is_version, order
 from mgota.errors import ConfigError
 from mgota.outgoing import Remote
 from mgota.transports.http.push import Remote as HttpRemote
@@ -79,6 +80,35 @@ def trust_options(command: F) -> F:
         help="A public key that is trusted; several may be given. Without any, every image is taken.",
     )
     return key(trailer_option(command))
+
+
+def floor_option(command: F) -> F:
+    """`--floor`."""
+    return click.option(
+        "--floor",
+        callback=_floor,
+        metavar="VERSION",
+        help="Take no version below this one; every image needs a version then. Raised for good at a commit.",
+    )(command)
+
+
+def _floor(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and order(value) is None:
+        raise click.BadParameter(f"{value} is no version that others could be compared with")
+    return value
+
+
+def hardware_option(command: F) -> F:
+    """`--hardware`."""
+    return click.option(
+        "--hardware", callback=_hardware, metavar="ID", help="What this device is, for manifests that name hardware."
+    )(command)
+
+
+def _hardware(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not is_version(value):
+        raise click.BadParameter("an id is 1 to 64 printable characters without spaces")
+    return value
 
 
 def client_options(command: F) -> F:

@@ -3,16 +3,20 @@
 import json
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import anyio
 import click
 from anyio import to_thread
 
-from mgota.cli.options import FILE, FOLDER, as_json, read_verifier, trust_options
+from mgota.cli.options import FILE, FOLDER, as_json, floor_option, read_verifier, trust_options
 from mgota.cli.place import Place, place_options
 from mgota.cli.virtual_device import powered
+from mgota.core.floor import check_floor, effective_floor
 from mgota.core.image import ImageScan, Verifier
+from mgota.core.record import BootRecord
+from mgota.core.trust import trusted
 from mgota.errors import BusyError, ConfigError
 from mgota.linux.environment import launcher_info
 from mgota.session import provision as write_first
@@ -26,6 +30,7 @@ BLOCK = 1 << 20
 @click.option("--dir", "directory", type=FOLDER, metavar="DIR", help="The same as --slots.")
 @place_options
 @trust_options
+@floor_option
 @click.option("--force", is_flag=True, help="Overwrite an image that is there.")
 @as_json
 def provision(
@@ -34,6 +39,7 @@ def provision(
     place: Place,
     keys: tuple[Path, ...],
     trailer: str,
+    floor: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -47,7 +53,7 @@ def provision(
     size = _size(image)
     if place.slots and place.slots.is_dir() and launcher_info(place.slots):
         raise BusyError(f"`mgota run` is at work in {place.slots}: stop it first, or push the image as an update")
-    written = anyio.run(_write, place, image, size, verifier, force)
+    written = anyio.run(partial(_write, place, image, size, verifier=verifier, floor=floor, force=force))
     if as_json:
         found = {"slot": written.slot.value, "size": written.size, "image_size": written.image_size}
         click.echo(json.dumps({**found, "sha256": written.sha256, "version": written.version}))
@@ -67,23 +73,34 @@ def _size(path: Path) -> int:
         raise ConfigError(f"{path} cannot be read: {str(exc.strerror).lower()}") from exc
 
 
-async def _write(place: Place, image: Path, size: int, verifier: Verifier | None, force: bool) -> VerifiedImage:
-    await _check(place, image, size, verifier)  # a refusal leaves the device as it was
-    machine = place.device(verifier=verifier)
+async def _write(
+    place: Place, image: Path, size: int, *, verifier: Verifier | None, floor: str | None, force: bool
+) -> VerifiedImage:
+    # A refusal leaves the device as it was.
+    scan = await _scanned(place, image, size, verifier)
+    _check(scan, verifier, floor, None)
+    machine = place.device(verifier=verifier, floor=floor)
     with powered(machine):
         await machine.latch()
+        _check(scan, verifier, floor, (await machine.device.load())[0])
         return await write_first(machine.device, _blocks(image), size=size, force=force)
 
 
-async def _check(place: Place, image: Path, size: int, verifier: Verifier | None) -> None:
-    if not size or not (verifier or place.inspect):
-        return
+async def _scanned(place: Place, image: Path, size: int, verifier: Verifier | None) -> ImageScan:
     scan = ImageScan(size, trailer=verifier.trailer if verifier else None, inspect=place.inspect)
     async for block in _blocks(image):
         scan.update(block)
+    return scan
+
+
+def _check(scan: ImageScan, verifier: Verifier | None, floor: str | None, record: BootRecord | None) -> None:
+    """What the seal will ask, before anything is erased."""
+    if not scan.size:
+        return  # there is a better word for that
     if verifier:
-        verifier.check(scan)
+        trusted(verifier, record.chain if record else None).check(scan)
     scan.expect_this_chip()
+    check_floor(scan.version, effective_floor(record.floor if record else None, floor))
 
 
 async def _blocks(path: Path) -> AsyncIterator[bytes]:

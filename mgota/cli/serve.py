@@ -18,6 +18,8 @@ import click
 from mgota.cli.commands import log_to_stderr
 from mgota.cli.options import (
     FILE,
+    floor_option,
+    hardware_option,
     lines_of,
     read_user,
     read_verifier,
@@ -37,6 +39,8 @@ from mgota.transports.http import serve as serve_http
 @click.command()
 @place_options
 @trust_options
+@floor_option
+@hardware_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 picks one.")
 @window_option
@@ -54,6 +58,8 @@ def serve(
     place: Place,
     keys: tuple[Path, ...],
     trailer: str,
+    floor: str | None,
+    hardware: str | None,
     host: str,
     port: int,
     window: float,
@@ -97,7 +103,7 @@ def serve(
             "page": "/" if page else None,
         }
         serving = together([partial(serve_http, listeners=[listener], **options), *ways])
-        make = partial(place.device, verifier=verifier, window=window)
+        make = partial(place.device, verifier=verifier, window=window, floor=floor, hardware=hardware)
         anyio.run(_run, make, serving, _url(listener, secure=context is not None))
 
 

@@ -63,6 +63,25 @@ class Envelope:
             if keyid == key.keyid and key.verify(digest, _raw(text))
         )
 
+    def signed_by(self, kind: str, keys: Iterable[PrivateKey]) -> "Envelope":
+        """The envelope with further signatures; one of a key that has signed is replaced.
+
+        Args:
+            kind: the payload's type.
+            keys: who signs.
+        """
+        digest = sha256(encode_pae(kind, self.payload)).digest()
+        return self.with_signatures({key.public.keyid: key.sign(digest) for key in keys})
+
+    def with_signatures(self, signatures: Mapping[str, bytes]) -> "Envelope":
+        """The same, with signatures that were made elsewhere.
+
+        Args:
+            signatures: R‖S by keyid.
+        """
+        made = {keyid: encode_base64(signature) for keyid, signature in signatures.items()}
+        return Envelope(self.payload, tuple((dict(self.signatures) | made).items()))
+
     def as_dict(self) -> dict[str, object]:
         """The envelope's members in JSON."""
         signatures = [{"keyid": keyid, "sig": text} for keyid, text in self.signatures]
@@ -84,9 +103,7 @@ def seal_envelope(kind: str, payload: bytes, keys: Iterable[PrivateKey]) -> Enve
         payload: its bytes.
         keys: who signs; one that comes twice signs once.
     """
-    digest = sha256(encode_pae(kind, payload)).digest()
-    signed = {key.public.keyid: encode_base64(key.sign(digest)) for key in keys}
-    return Envelope(payload, tuple(signed.items()))
+    return Envelope(payload, ()).signed_by(kind, keys)
 
 
 def open_envelope(found: Mapping[str, object]) -> Envelope:

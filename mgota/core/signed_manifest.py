@@ -105,8 +105,23 @@ def _same(outer: object, inner: object) -> bool:
     return type(outer) is type(inner) and outer == inner
 
 
+def seal_manifest(manifest: Manifest, keys: Iterable[PrivateKey]) -> Envelope:
+    """The manifest, signed by each of the keys.
+
+    Args:
+        manifest: with sha256 and seq.
+        keys: who signs it; others can later.
+
+    Raises:
+        ConfigError: something is missing that a signed manifest needs.
+    """
+    if manifest.sha256 is None or manifest.seq is None:
+        raise ConfigError("a signed manifest needs sha256 and seq")
+    return seal_envelope(KIND, json.dumps(payload_members(manifest)).encode("ascii"), keys)
+
+
 def encode_signed(manifest: Manifest, keys: Iterable[PrivateKey], rotations: Iterable[Envelope] = ()) -> bytes:
-    """A manifest that the keys sign.
+    """The bytes of a manifest that the keys sign, to be served.
 
     Args:
         manifest: with sha256 and seq.
@@ -116,11 +131,17 @@ def encode_signed(manifest: Manifest, keys: Iterable[PrivateKey], rotations: Ite
     Raises:
         ConfigError: something is missing that a signed manifest needs.
     """
-    if manifest.sha256 is None or manifest.seq is None:
-        raise ConfigError("a signed manifest needs sha256 and seq")
-    envelope = seal_envelope(KIND, json.dumps(payload_members(manifest)).encode("ascii"), keys)
-    if not envelope.signatures:
-        raise ConfigError("a signed manifest needs a key")
+    return encode_envelope(manifest, seal_manifest(manifest, keys), rotations)
+
+
+def encode_envelope(manifest: Manifest, envelope: Envelope, rotations: Iterable[Envelope] = ()) -> bytes:
+    """The bytes of a signed manifest, to be served.
+
+    Args:
+        manifest: for clients that read no signatures.
+        envelope: the same, signed.
+        rotations: of keys, for devices that have not followed them yet; see `mgota.core.trust`.
+    """
     top = plain_members(manifest) | envelope.as_dict()
     if ways := [rotation.as_dict() for rotation in rotations]:
         top["rotations"] = ways

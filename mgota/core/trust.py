@@ -120,7 +120,7 @@ def follow(configured: KeySet, chain: KeyChain | None, rotations: Iterable[Envel
         envelope, new = next(onward, (None, None))
         if envelope is None or new is None:
             return chain
-        _check_rotation(envelope, here, new)
+        check_rotation(envelope, here, new)
         chain = _step(configured, chain, here, new)
 
 
@@ -134,7 +134,18 @@ def _step(configured: KeySet, chain: KeyChain | None, here: KeySet, new: KeySet)
     return KeyChain(keys=keys, threshold=new.threshold, left=left, retired=retired)
 
 
-def _check_rotation(envelope: Envelope, old: KeySet, new: KeySet) -> None:
+def check_rotation(envelope: Envelope, old: KeySet, new: KeySet) -> None:
+    """Whether enough of both sets signed.
+
+    Args:
+        envelope: the rotation.
+        old: the set that counts now.
+        new: the set that will.
+
+    Raises:
+        BadSignatureError: fewer did.
+        MalformedError: a signature is none.
+    """
     for which, keys in (("old", old), ("new", new)):
         try:
             keys.check(ROTATION, envelope)
@@ -148,10 +159,10 @@ def make_rotation(old: KeySet, new: KeySet, signers: Sequence[PrivateKey]) -> En
     Args:
         old: the set that counts now.
         new: the set that will.
-        signers: enough of both.
+        signers: some of both; who is missing can sign later.
 
     Raises:
-        ConfigError: it would change nothing, brings too many keys, or too few sign.
+        ConfigError: it would change nothing, or brings too many keys.
     """
     if old.id == new.id:
         raise ConfigError("old and new keys are the same")
@@ -159,12 +170,7 @@ def make_rotation(old: KeySet, new: KeySet, signers: Sequence[PrivateKey]) -> En
         raise ConfigError(f"a rotation brings at most {MAX_KEYS} keys")
     keys = [encode_base64(key.raw) for key in new.keys]
     payload = {"v": 1, "from": old.id, "keys": keys, "threshold": new.threshold}
-    envelope = seal_envelope(ROTATION, json.dumps(payload).encode("ascii"), signers)
-    try:
-        _check_rotation(envelope, old, new)
-    except BadSignatureError as exc:
-        raise ConfigError(str(exc)) from exc
-    return envelope
+    return seal_envelope(ROTATION, json.dumps(payload).encode("ascii"), signers)
 
 
 def read_rotations(found: object) -> tuple[Envelope, ...]:

@@ -18,6 +18,7 @@ from mgota.core.strict_json import encode_base64
 from mgota.core.trust import (
     ROTATION,
     KeySet,
+    check_rotation,
     effective,
     follow,
     make_rotation,
@@ -158,10 +159,11 @@ def test_a_manifest_brings_the_rotation_that_it_is_signed_after() -> None:
 def test_what_is_no_rotation_to_be_made() -> None:
     with pytest.raises(ConfigError, match="the same"):
         make_rotation(keys(A, B), keys(B, A), [A])
-    with pytest.raises(ConfigError, match="by its old keys"):
-        make_rotation(keys(A), keys(B), [B])
-    with pytest.raises(ConfigError, match="by its new keys"):
-        make_rotation(keys(A), keys(B), [A])
+    for signer, which in ((B, "old"), (A, "new")):
+        half = make_rotation(keys(A), keys(B), [signer])
+        with pytest.raises(BadSignatureError, match=f"by its {which} keys"):
+            check_rotation(half, keys(A), keys(B))
+    check_rotation(half.signed_by(ROTATION, [B]), keys(A), keys(B))
     assert make_rotation(keys(A), keys(*KEYS[1 : MAX_KEYS + 1]), [A, B]).signatures
     with pytest.raises(ConfigError, match="at most"):
         make_rotation(keys(EVIL), keys(*KEYS[: MAX_KEYS + 1]), [A, EVIL])
