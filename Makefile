@@ -53,6 +53,7 @@ soak: setup
 
 bench: setup
 	$(BIN)/python benchmarks/http_push.py
+	$(BIN)/python benchmarks/mqtt.py
 
 clean:
 	rm -rf $(VENV) $(PAGE) page/node_modules .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,7 +1,7 @@
 """Servers as processes: how they are started, pushed to, and what a push cost them.
 
 Rules:
-- every server prints `listening on http://HOST:PORT` first and overwrites files in a directory of its own;
+- every server prints `listening on URL` first and overwrites files in a directory of its own;
 - before a push what it wrote earlier is on the disk and out of the page cache, so that nobody pays for another's push;
 - CPU is the process's clock, read by the sender around the push; peak memory is what the kernel noted meanwhile.
 """
@@ -20,6 +20,7 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from mgota.core.keys import PrivateKey
 
@@ -112,13 +113,13 @@ class Server:
         assert self._process.stdout
         ready, _, _ = select.select([self._process.stdout], [], [], START)
         line = self._process.stdout.readline().decode() if ready else ""
-        before, mark, address = line.strip().partition("listening on http://")
+        before, mark, url = line.strip().partition("listening on ")
         if before or not mark:
             self._log.seek(0)
             why = self._log.read().decode(errors="replace").strip() or f"first line {line!r}"
             raise RuntimeError(f"{' '.join(self._command)} does not listen: {why}")
-        host, _, port = address.rpartition(":")
-        return host, int(port)
+        address = urlsplit(url)
+        return address.hostname or "", address.port or 0
 
     def push(self, image: Image) -> Push:
         """Push the image, and leave the server ready for another one."""
@@ -131,14 +132,18 @@ class Server:
         """Push the image. A device is left on trial."""
         self._settle()
         Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")  # resets VmHWM: proc_pid_clear_refs(5)
-        sender = [sys.executable, str(HERE / "sender.py"), self.host, str(self.port), str(image.path)]
-        done = subprocess.run([*sender, str(self._process.pid)], check=True, stdout=subprocess.PIPE, timeout=600)
+        sender = [sys.executable, *self.sender(image), str(self._process.pid)]
+        done = subprocess.run(sender, check=True, stdout=subprocess.PIPE, timeout=600)
         told = json.loads(done.stdout)
         if told["status"] != http.client.OK:
             raise RuntimeError(f"{' '.join(self._command)} answered {told['status']}")
         seconds = told["ended"] - told["began"]
         cost = told["cpu"] * 1024 / image.mib
         return Push(image.mib / seconds, cost, self._peak(), told["began"], told["ended"])
+
+    def sender(self, image: Image) -> list[str]:
+        """What sends the image: a script and its arguments; the server's process id comes behind them."""
+        return [str(HERE / "sender.py"), self.host, str(self.port), str(image.path)]
 
     def status(self) -> dict[str, Any]:
         """What a device says of itself."""

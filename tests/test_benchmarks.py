@@ -1,6 +1,7 @@
 """The benchmarks run, and report what they promise. Never how fast: a test machine is nobody's measure."""
 
 import json
+import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -12,8 +13,8 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "http_push.py"
 PEERS = {"mgota", "floor", "aiohttp", "anyio_h11"} - (set() if find_spec("aiohttp") else {"aiohttp"})
 
 
-def bench(tmp_path: Path, *arguments: str) -> str:
-    command = [sys.executable, str(SCRIPT), "--dir", str(tmp_path), *arguments]
+def bench(tmp_path: Path, *arguments: str, script: Path = SCRIPT) -> str:
+    command = [sys.executable, str(script), "--dir", str(tmp_path), *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -58,3 +59,18 @@ def test_flash_memory_writer_and_swap_are_measured() -> None:
     found = json.loads(done.stdout)
     assert set(found) == {"program_mb_per_s", "writer_mb_per_s", "swap_896_kib_s"}
     assert all(value > 0 for value in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.program("mosquitto")
+def test_mqtt_is_measured_beside_paho_and_stop_and_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = SCRIPT.with_name("mqtt.py")
+    found = json.loads(bench(tmp_path, "--size", "1", "--naive", "8", "--rounds", "1", "--json", script=script))
+    assert set(found["peers"]) == {"mgota", "paho", "stop-and-wait"}
+    for row in found["peers"].values():
+        assert all(row[name] > 0 for name in ("mib_per_s", "cpu_s_per_gib", "peak_rss_mib", "rate_ratio"))
+    assert found["peers"]["stop-and-wait"]["rate_ratio"] == 1
+    assert all(isinstance(goal["met"], bool) and goal["value"] > 0 for goal in found["goals"])
+    monkeypatch.syspath_prepend(script.parent)
+    told = runpy.run_path(str(script))["table"](found)
+    assert [line.split()[0] for line in told.splitlines()[2:5]] == ["mgota", "paho", "stop-and-wait"]
