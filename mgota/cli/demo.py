@@ -20,6 +20,7 @@ from typing import Any
 import anyio
 import click
 
+from mgota.cli.demo_mqtt import mqtt_act
 from mgota.cli.stage import MGOTA, Stage, StepFailedError, free_port
 from mgota.errors import OtaError, TransferError
 from mgota.transports.http.push import Remote
@@ -107,7 +108,9 @@ class Demo(Stage):
             except OtaError:
                 click.echo(f"--- what the launcher said ---\n{self.log.read_text()}", err=True)
                 raise
-        self.say("done: the device runs 2.0.0, the only new version that proved itself")
+        self.say("the device runs 2.0.0, the only new version that proved itself")
+        await mqtt_act(self, self._image("1.0.0").name, self._image("2.0.0").name, "app-5.0.0.pyz")
+        self.say("done")
 
     async def _prepare(self) -> None:
         self.say("on the build machine: make a pair of keys, pack and sign five versions of a small application")
@@ -165,7 +168,7 @@ class Demo(Stage):
     async def _launched(self) -> AsyncGenerator[None]:
         program = (sys.executable, "{slot}", str(self.port))
         options = ("--dir", "device", "--window", f"{WINDOW:g}", "--key", "public.pem")
-        click.echo(f"          $ mgota run {' '.join(options)} -- python3 {{slot}} {self.port}")
+        self.tell(f"mgota run {' '.join(options)} -- python3 {{slot}} {self.port}")
         async with self.running(*MGOTA, "run", *options, "--", *program, log=self.log):
             yield
 

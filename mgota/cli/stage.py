@@ -41,6 +41,10 @@ class Stage:
         """A line of the story, with the time."""
         click.echo(f"{time.monotonic() - self._began:6.1f} s  {line}")
 
+    def tell(self, command: str) -> None:
+        """A command, as a user types it."""
+        click.echo(f"          $ {command}")
+
     def check(self, happened: bool, what: str) -> None:
         """Nothing if it happened.
 
@@ -63,7 +67,7 @@ class Stage:
         Raises:
             StepFailedError: it ended the other way.
         """
-        click.echo(f"          $ mgota {' '.join(arguments)}")
+        self.tell(f"mgota {' '.join(arguments)}")
         done = await anyio.run_process([*MGOTA, *arguments], cwd=self.directory, check=False)
         out, error = done.stdout.decode(), done.stderr.decode().strip()
         self.check((done.returncode == 1) if fails else (done.returncode == 0), f"mgota {arguments[0]}: {error}")

@@ -13,8 +13,9 @@ import anyio
 import pytest
 from terminal import PROGRAM, Shop
 
+from mgota.cli import demo_mqtt
 from mgota.cli.demo import Demo, build
-from mgota.cli.stage import StepFailedError
+from mgota.cli.stage import Stage, StepFailedError
 from mgota.core.image import ImageScan
 
 
@@ -44,9 +45,17 @@ def test_the_demo_shows_everything_it_promises(tmp_path: Path) -> None:
     story = re.sub(r"\s+", " ", out)
     assert re.search(
         r"version 1\.0\.0.*2\.0\.0 .*committed itself.*3\.0\.0 was rolled back.*4\.0\.0 was rolled back"
-        r".*nobody signed.*refused.*one bit.*refused.*done",
+        r".*nobody signed.*refused.*one bit.*refused.*",
         story,
     )
+    if demo_mqtt.missing():
+        assert re.search(r"the MQTT act is left out: \w+ is not installed: .*done", story)
+    else:
+        assert re.search(
+            r"which only connects outwards.*push version 2\.0\.0 over MQTT.*on trial.*keeps it.*nobody signed.*refused"
+            r".*broker goes away.*online again by itself.*done",
+            story,
+        )
     assert err == ""
     assert list(tmp_path.iterdir()) == []
     assert processes_in(tmp_path) == []
@@ -66,6 +75,24 @@ def test_a_demo_that_is_terminated_ends_its_processes(tmp_path: Path) -> None:
     assert "terminated" in err
     assert list(tmp_path.iterdir()) == []
     assert processes_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("which", "found", "words"), [(None, True, "apt install mosquitto"), ("/m", None, "mgota[mqtt]")]
+)
+def test_an_act_says_what_it_needs_and_how_to_get_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    which: str | None,
+    found: bool | None,
+    words: str,
+) -> None:
+    monkeypatch.setattr("mgota.cli.demo_mqtt.shutil.which", lambda *_, **__: which)
+    monkeypatch.setattr(demo_mqtt, "find_spec", lambda _: found)
+    anyio.run(demo_mqtt.mqtt_act, Stage(tmp_path), "a", "b", "c")
+    assert words in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_step_that_did_not_happen_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
