@@ -16,6 +16,7 @@ _COMMANDS = {
     "status": ("mgota.cli.control", "Tell what a device is at."),
     "commit": ("mgota.cli.control", "Make the image on trial permanent."),
     "rollback": ("mgota.cli.control", "Return to the previous image."),
+    "pull": ("mgota.cli.pull", "Fetch an update for a device on this machine."),
     "serve": ("mgota.cli.serve", "Be a virtual device."),
     "page": ("mgota.cli.page", "Write the updater page for devices behind an MQTT broker, as one file."),
     "run": ("mgota.cli.run", "Start the program in the running slot, and watch it."),

@@ -38,8 +38,11 @@ CUSTOM = "custom"
 CHIP_FILES = ("opt", "lock", PART)
 """What lies beside --flash FILE, as FILE.opt."""
 
-STATE_FILES = ("journal", "lock", "power")
+STATE_FILES = ("download", "journal", "lock", "power")
 """What lies beside --state FILE."""
+
+NOTE = "download"
+"""Where the progress of a download is marked: in --slots DIR, or beside --state FILE."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,13 @@ class Place:
     state: Path | None
     backend: Callable[..., object] | None
     inspect: Inspect | None
+
+    @property
+    def note(self) -> Path | None:
+        """Where the progress of a download is marked; None if no device was named."""
+        if self.slots:
+            return self.slots / NOTE
+        return self.state and beside(self.state, NOTE)
 
     def device(self, **options: Any) -> VirtualDevice:
         """The virtual device at this place. Blocks; makes what files are missing.

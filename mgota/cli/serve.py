@@ -28,6 +28,7 @@ from mgota.cli.options import (
     window_option,
 )
 from mgota.cli.place import Place, place_options
+from mgota.cli.pulling import polling_options
 from mgota.cli.virtual_device import Serving, VirtualDevice, power_on
 from mgota.cli.ways import together, ways_options
 from mgota.core.access import Credentials
@@ -52,6 +53,7 @@ from mgota.transports.http import serve as serve_http
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Answer to this name, too; may be repeated.")
 @click.option("--insecure", is_flag=True, help="Listen beyond loopback without any authentication.")
 @ways_options
+@polling_options
 @click.option("--page/--no-page", default=True, show_default=True, help="Show the updater page at / to browsers.")
 def serve(
     *,
@@ -83,6 +85,7 @@ def serve(
     mgota serve --target stm32h5 --flash chip.bin --state chip.state --key public.pem
     mgota serve --target stm32f4 --part STM32F405xG --flash chip.bin --state chip.state --check-image
     mgota serve --slots DIR --mqtt mqtt://127.0.0.1:1883/site/7
+    mgota serve --slots DIR --key public.pem --pull https://updates.example/fw.json --interval 3600
     """  # noqa: D301  \b keeps click from joining the lines
     log_to_stderr(logging.INFO)
     verifier = read_verifier(keys, trailer)

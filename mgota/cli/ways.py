@@ -3,7 +3,7 @@
     mgota serve --slots DIR --mqtt mqtt://broker.example/site/7 --mqtt-user-file user
 
 Each way is loaded when it is asked for, and not before. A command gets them as one argument, `ways`: each is a
-`Serving`, and `together` makes one of all of them.
+`Serving`, and `together` makes one of all of them. `mgota.cli.pulling` adds `--pull`.
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence

@@ -10,7 +10,7 @@ Rules:
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -66,25 +66,29 @@ class Pulled:
 
 async def check(
     url: str,
-    current_version: str | None,
+    current_version: str | None = None,
     *,
-    keys: Iterable[PublicKey] = (),
+    device: Device | None = None,
+    keys: Sequence[PublicKey] | None = None,
     threshold: int = 1,
     allow_plain: bool = False,
     policy: Policy = NEWER,
+    force: bool = False,
     hardware: str | None = None,
     web: Web | None = None,
 ) -> Decision:
-    """Ask what there is, and decide. No device is touched.
+    """Ask what there is, and decide. Nothing is changed.
 
     Args:
         url: of the manifest.
-        current_version: the version that runs, None if nobody knows.
-        keys: who may sign manifests; without any, none is verified.
+        current_version: the version that runs; what the device has recorded if omitted.
+        device: what would be updated, if there is one here: what it remembers counts, too.
+        keys: who may sign manifests; those that the device trusts if omitted. Without any, none is verified.
         threshold: how many of them have to.
         allow_plain: take manifests that nobody signed, too.
         policy: which versions are wanted.
-        hardware: the device's id.
+        force: take an image that was rolled back before, too.
+        hardware: the id of a device that is not here.
         web: how the server is reached.
 
     Returns:
@@ -96,12 +100,29 @@ async def check(
         ConfigError: the URL may not be asked.
     """
     web = web or Web()
-    rules = ManifestVerifier(keys=tuple(keys), threshold=threshold, allow_plain=allow_plain)
+    rules = ManifestVerifier(keys=_keys(device, keys), threshold=threshold, allow_plain=allow_plain)
     check_source(url, allow_http=web.allow_http or bool(rules.keys))
-    async with _within(web, _deadline(web)), Client(web, url) as client:
-        manifest = rules.open(await metadata(client, url, web)).manifest
     standing = Standing(current=current_version, hardware=hardware)
-    return decide(manifest, standing, policy, now=time.time())
+    if device is not None:
+        standing = await _standing(device, current_version)
+    async with _within(web, _deadline(web)), Client(web, url) as client:
+        found = await metadata(client, url, web)
+    manifest = rules.open(found, standing.record.chain if standing.record else None).manifest
+    return decide(manifest, standing, policy, now=time.time(), force=force)
+
+
+def _keys(device: Device | None, keys: Sequence[PublicKey] | None) -> Sequence[PublicKey]:
+    """Who may sign manifests."""
+    if keys is not None:
+        return keys
+    return device.verifier.keys if device and device.verifier else ()
+
+
+async def _standing(device: Device, current: str | None) -> Standing:
+    record = (await device.load())[0] or BootRecord()
+    image = record.image(await device.flash.running_slot())
+    current = current or (image.version if image else None)
+    return Standing(current=current, image=image, record=record, floor=device.floor, hardware=device.hardware)
 
 
 async def pull(
@@ -154,12 +175,11 @@ async def pull(
         ConfigError: a URL may not be asked.
     """
     web = web or Web()
-    keys = keys if keys is not None else device.verifier.keys if device.verifier else ()
     job = _Pull(
         device=device,
         url=url,
         web=web,
-        rules=ManifestVerifier(keys=keys, threshold=threshold, allow_plain=allow_plain),
+        rules=ManifestVerifier(keys=_keys(device, keys), threshold=threshold, allow_plain=allow_plain),
         hooks=hooks or Hooks(),
         on_status=on_status,
         note=note,
@@ -240,17 +260,8 @@ class _Pull:
     async def run(self, current: str | None, policy: Policy, *, force: bool) -> Pulled:
         """All of it."""
         check_source(self.url, allow_http=self._allow_http)
-        device = self.device
-        record = (await device.load())[0] or BootRecord()
-        running = await device.flash.running_slot()
-        image = record.image(running)
-        standing = Standing(
-            current=current or (image.version if image else None),
-            image=image,
-            record=record,
-            floor=device.floor,
-            hardware=device.hardware,
-        )
+        standing = await _standing(self.device, current)
+        record = standing.record or BootRecord()
         async with Client(self.web, self.url) as client:
             manifest = await self._manifest(client, record, standing.current)
             decision = decide(manifest, standing, policy, now=time.time(), force=force)

@@ -1,7 +1,8 @@
 """An image on its way from a server to flash, over as many connections as it takes.
 
-One buffer is filled from the network and written, then filled again: the write is awaited before the next read, so a
-slow flash slows the server and memory stays as it is. What is in the buffer when a connection breaks is written, too.
+One buffer of up to 1 MiB is filled from the network and written, then filled again: the write is awaited before the
+next read, so a slow flash slows the server and memory stays as it is. What is in the buffer when a connection breaks is
+written, too.
 What each answer means, how long to wait and when to give up is decided by `mgota.core.download`.
 """
 
@@ -13,14 +14,12 @@ from typing import Final, Protocol
 import anyio
 
 from mgota.core.download import Download, Verdict
+from mgota.core.note import step_between_marks
 from mgota.core.pace import Pace
 from mgota.errors import TransferError, TruncatedError
 from mgota.ports import ReadableBuffer
 from mgota.transports.pull.attempts import FinalError, heed, persevere
 from mgota.transports.pull.client import Client, Incoming, Web
-
-BUFFER: Final = 1 << 20
-"""Bytes that are written in one go."""
 
 TICK: Final = 1.0
 """Seconds that a part of a buffer is held back while more trickles in."""
@@ -81,7 +80,8 @@ class _Image:
         self._sink = sink
         self._download = download
         self._web = web
-        self._buffer = memoryview(mmap.mmap(-1, min(BUFFER, sink.size)))  # pages of its own, which go back at once
+        # Pages of its own, which go back at once; and what is in it when the power goes is no more than between marks.
+        self._buffer = memoryview(mmap.mmap(-1, min(step_between_marks(sink.size), sink.size)))
         self._filled = 0
         self._since = 0.0
 
