@@ -8,16 +8,22 @@
 
 import select
 import socket
+import time
 from contextlib import suppress
 from typing import Final, Protocol
 
 import anyio
 from anyio.abc import ByteStream
 
+from mgota.core.pace import Pace
 from mgota.errors import TransferError
 
 LOW_WATER: Final = 512 * 1024
 """Bytes that are worth a wake-up inside a large body."""
+
+TICK: Final = 1.0
+"""Seconds: the longest single wait, and how long a part of a buffer is held back. The kernel may hide what trickles
+in behind its low-water mark, so a wait that ends without a wake-up looks all the same."""
 
 _BLOCK: Final = 64 * 1024
 _GONE: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
@@ -195,3 +201,29 @@ class StreamChannel:
         """See `Channel`."""
         with anyio.move_on_after(1, shield=True), suppress(*_GONE):
             await self._stream.aclose()
+
+
+async def receive(channel: Channel, view: memoryview, pace: Pace) -> int:
+    """At least one byte into `view`, or 0 at the end.
+
+    Args:
+        channel: where from.
+        view: not empty.
+        pace: the patience with this body.
+
+    Raises:
+        StalledError: the patience ran out.
+    """
+    count = channel.recv_now(view)
+    if count is not None:
+        pace.note(0.0, count)
+        return count
+    while True:
+        begun = time.monotonic()
+        with anyio.move_on_after(min(pace.patience, TICK)):
+            await channel.wait_readable()
+        count = channel.recv_now(view)
+        pace.note(time.monotonic() - begun, count or 0)
+        pace.check()
+        if count is not None:
+            return count

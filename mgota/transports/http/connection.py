@@ -4,7 +4,7 @@ h11 parses the head and writes the response; one `h11.Connection` serves one req
 in the next. The head is cut off and its framing judged on the raw bytes before h11 sees it (`mgota.core.http`).
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterable
 
 import anyio
 import anyio.lowlevel
@@ -13,9 +13,8 @@ import h11
 from mgota.core.http import Head, Refusal, head_end, head_fault
 from mgota.core.pace import Limits, Pace
 from mgota.errors import TransferError
-from mgota.transports.http.channel import Channel
+from mgota.transports.http.channel import Channel, receive
 from mgota.transports.http.message import Response
-from mgota.transports.http.upload import receive
 
 _SCRATCH = 16 * 1024
 _BODILESS = frozenset({204, 304})
@@ -57,18 +56,32 @@ def encode_response(state: h11.Connection, response: Response, *, method: str, c
     Raises:
         h11.LocalProtocolError: a header field is none.
     """
-    has_body = response.status not in _BODILESS
+    data = encode_head(state, response, size=len(response.body), close=close)
+    if response.status not in _BODILESS and method != "HEAD":
+        data += state.send(h11.Data(data=response.body))
+    return data + state.send(h11.EndOfMessage())
+
+
+def encode_head(state: h11.Connection, response: Response, *, size: int, close: bool) -> bytes:
+    """The head of a response as bytes.
+
+    Args:
+        state: of the request that it answers.
+        response: the answer; its body is not looked at.
+        size: bytes of the body.
+        close: whether the connection ends with it.
+
+    Raises:
+        h11.LocalProtocolError: a header field is none.
+    """
     named = {name.lower() for name, _ in response.headers}
     headers = [field for field in _COMMON if field[0].lower() not in named]
-    if has_body:
-        headers += [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
+    if response.status not in _BODILESS:
+        headers += [("Content-Type", response.content_type), ("Content-Length", str(size))]
     headers += response.headers
     if close:
         headers.append(("Connection", "close"))
-    data = state.send(h11.Response(status_code=response.status, headers=headers))
-    if has_body and method != "HEAD":
-        data += state.send(h11.Data(data=response.body))
-    return data + state.send(h11.EndOfMessage())
+    return state.send(h11.Response(status_code=response.status, headers=headers))
 
 
 class Exchange:
@@ -151,6 +164,34 @@ class Exchange:
         data = encode_response(self._state, response, method=self.head.method, close=not keep)
         self.answered = True
         await self._connection.channel.send(data)
+        return keep
+
+    async def respond_in_pieces(self, response: Response, size: int, pieces: AsyncIterable[bytes]) -> bool:
+        """Send a response whose body is not held in memory.
+
+        Args:
+            response: its head.
+            size: bytes of the body.
+            pieces: of the body; not asked for one where none is sent.
+
+        Returns:
+            Whether another request may follow.
+
+        Raises:
+            TransferError: the client is gone, or there were fewer bytes than promised.
+        """
+        keep = self._state.their_state is h11.DONE
+        send = self._connection.channel.send
+        head = encode_head(self._state, response, size=size, close=not keep)
+        self.answered = True
+        await send(head)
+        try:
+            if response.status not in _BODILESS and self.head.method != "HEAD":
+                async for piece in pieces:
+                    await send(self._state.send(h11.Data(data=piece)))
+            self._state.send(h11.EndOfMessage())
+        except h11.LocalProtocolError as exc:
+            raise TransferError("the body was not as long as it was said to be") from exc
         return keep
 
 

@@ -14,12 +14,10 @@ import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 import anyio
-from anyio.abc import ByteStream, SocketAttribute
-from anyio.streams.tls import TLSAttribute
+from anyio.abc import ByteStream
 
 from mgota.core.access import Access, Credentials, FailureBudget, refusal_for, too_many_failures
 from mgota.core.edge import Action, Decision, Edge, too_large
@@ -29,11 +27,12 @@ from mgota.core.pace import Limits
 from mgota.device import Device
 from mgota.errors import OtaError, TransferError
 from mgota.session import OtaSession
-from mgota.transports.http.channel import Channel, PlainChannel, StreamChannel
-from mgota.transports.http.connection import Connection, Exchange
+from mgota.transports.http.channel import StreamChannel
+from mgota.transports.http.connection import Exchange
+from mgota.transports.http.conversation import Life, converse, converse_on, stream_ends
 from mgota.transports.http.message import App, Authenticator, Request, Response
 from mgota.transports.http.page import page_of_device
-from mgota.transports.http.tls import TlsChannel, check_context
+from mgota.transports.http.tls import check_context
 from mgota.transports.http.upload import upload
 from mgota.trial import check_commit, check_rollback, commit, rollback
 from mgota.verified import VerifiedImage
@@ -47,17 +46,6 @@ OnFinished = Callable[[VerifiedImage | OtaError], Awaitable[Response | None]]
 _AUDITED: Final = frozenset({401, 403, 421, 429})
 _OK: Final = Response.line("ok")
 _LOOPBACK_ONLY: Final = Refusal(403, "no authentication is configured: only loopback connections are served")
-
-
-@dataclass(slots=True, eq=False)
-class Life:
-    """What a server wants to know of a connection.
-
-    Args:
-        acting: the device is doing what was promised: it should not be interrupted without need.
-    """
-
-    acting: bool = False
 
 
 class OtaHttp:
@@ -114,6 +102,11 @@ class OtaHttp:
         self._edge = Edge(prefix=prefix, legacy_get=legacy_get, has_app=app is not None, allow_hosts=names, page=page)
         self._page = Response.line("there is nothing here", 404) if page is None else page_of_device(prefix)
 
+    @property
+    def resetting(self) -> bool:
+        """Whether the device is about to reset."""
+        return self.device.live.resetting
+
     def may_listen_on(self, address: str | None) -> bool:
         """Whether connections to this address of ours may be served: without authentication, only loopback.
 
@@ -136,42 +129,12 @@ class OtaHttp:
             await self.serve_socket(connection, Life(), received)
         else:
             stream = StreamChannel(connection, idle=self.limits.idle)
-            await self._converse(stream, _stream_ends(connection), Life(), received)
+            ends = stream_ends(connection)
+            await converse(stream, ends, lambda exchange: self._serve(exchange, ends, Life()), self, received)
 
     async def serve_socket(self, sock: socket.socket, life: Life, received: bytes = b"") -> None:
         """`handle` for a server that wants to know what a connection is at."""
-        channel: Channel = PlainChannel(sock, idle=self.limits.idle)
-        try:
-            ends = socket_ends(sock, secure=self.ssl_context is not None)
-        except OSError:  # it was reset before we looked
-            await channel.aclose()
-            return
-        await self._converse(channel, ends, life, received)
-
-    async def _converse(self, channel: Channel, ends: Ends, life: Life, received: bytes) -> None:
-        deadline = anyio.current_time() + self.limits.head
-        try:
-            if self.ssl_context is not None and isinstance(channel, PlainChannel):
-                secured = TlsChannel(channel, self.ssl_context)
-                with anyio.fail_after(self.limits.head):
-                    await self._shake_hands(secured, ends)
-                channel = secured
-            connection = Connection(channel, self.limits, received)
-            while (exchange := await connection.next_exchange(deadline)) and await self._serve(exchange, ends, life):
-                pass
-        except (TransferError, TimeoutError) as exc:
-            log.info(
-                "connection from %s ended: %s", ends.peer, exc if isinstance(exc, TransferError) else "no TLS in time"
-            )
-        finally:
-            await channel.aclose()
-
-    async def _shake_hands(self, channel: TlsChannel, ends: Ends) -> None:
-        try:
-            await channel.handshake()
-        except TransferError as exc:
-            audit.warning("access refused: TLS to %s: %s", ends.peer, exc)
-            raise
+        await converse_on(sock, lambda exchange, ends: self._serve(exchange, ends, life), self, received)
 
     async def _serve(self, exchange: Exchange, ends: Ends, life: Life) -> bool:
         """Answer one request: whether another may follow on this connection."""
@@ -322,29 +285,6 @@ class OtaHttp:
             audit.warning("access refused: %d to %s for %s %s: %s", *what)
         await self._reply(exchange, ends, Response.line(refusal.reason, refusal.status, refusal.headers))
         return False
-
-
-def socket_ends(sock: socket.socket, *, secure: bool) -> Ends:
-    """The addresses of a connected socket.
-
-    Raises:
-        OSError: it is not connected any more.
-    """
-    if sock.family not in {socket.AF_INET, socket.AF_INET6}:
-        return Ends("127.0.0.1", "local", secure)  # a Unix socket does not leave the machine
-    return Ends(str(sock.getsockname()[0]), str(sock.getpeername()[0]), secure)
-
-
-def _stream_ends(stream: ByteStream) -> Ends:
-    """The addresses of a byte stream, as far as it tells."""
-    own = stream.extra(SocketAttribute.local_address, None)  # noqa: S610  anyio's, not Django's
-    peer = stream.extra(SocketAttribute.remote_address, None)  # noqa: S610
-    secure = stream.extra(TLSAttribute.ssl_object, None)  # noqa: S610
-    return Ends(
-        str(own[0]) if isinstance(own, tuple) else None,
-        str(peer[0]) if isinstance(peer, tuple) else "local",
-        secure is not None,
-    )
 
 
 def _own_names() -> tuple[str, ...]:

@@ -25,7 +25,8 @@ from mgota.device import Device
 from mgota.errors import ConfigError, TransferError
 from mgota.transports.http.channel import PlainChannel
 from mgota.transports.http.connection import Connection
-from mgota.transports.http.endpoint import Life, OnFinished, OtaHttp, socket_ends
+from mgota.transports.http.conversation import Endpoint, Life, socket_ends
+from mgota.transports.http.endpoint import OnFinished, OtaHttp
 from mgota.transports.http.message import App, Authenticator, Response
 
 log = logging.getLogger("mgota.http")
@@ -46,7 +47,7 @@ class Server:
         listeners: sockets that listen.
     """
 
-    def __init__(self, endpoint: OtaHttp, listeners: Sequence[socket.socket]) -> None:
+    def __init__(self, endpoint: Endpoint, listeners: Sequence[socket.socket]) -> None:
         self.endpoint = endpoint
         self.listeners = tuple(listeners)
         self._lives: dict[Life, anyio.CancelScope] = {}
@@ -132,9 +133,8 @@ class Server:
         for life, scope in self._lives.items():
             if not life.acting:
                 scope.cancel()
-        live = self.endpoint.device.live
         with anyio.move_on_after(self.endpoint.limits.closing):
-            while self._lives and not live.resetting:  # noqa: ASYNC110  nothing tells of a reset
+            while self._lives and not self.endpoint.resetting:  # noqa: ASYNC110  nothing tells of a reset
                 await anyio.sleep(_BREATH / 10)
 
 
@@ -203,6 +203,25 @@ async def _running(
     endpoint: OtaHttp, host: str, port: int, listeners: Sequence[socket.socket]
 ) -> AsyncGenerator[Server]:
     """A server at work, on the sockets given or on its own."""
+    async with listening(endpoint, host=host, port=port, listeners=listeners) as server:
+        yield server
+
+
+@asynccontextmanager
+async def listening(
+    endpoint: Endpoint, *, host: str, port: int, listeners: Sequence[socket.socket] = ()
+) -> AsyncGenerator[Server]:
+    """Let an endpoint be reached while the block runs.
+
+    Args:
+        endpoint: what is served.
+        host: name or address to listen on.
+        port: 0 picks one.
+        listeners: bound sockets to listen on instead; they stay the caller's, and open.
+
+    Raises:
+        ConfigError: the address cannot be listened on, or the endpoint may not be reached there.
+    """
     failure: Exception | None = None
     with ExitStack() as stack:
         sockets = _taken(endpoint, listeners) if listeners else await _bound(endpoint, host, port, stack)
@@ -229,14 +248,14 @@ def _name(listener: socket.socket) -> tuple[str, int]:
     return str(address), int(port)
 
 
-def _check_reach(endpoint: OtaHttp, address: str | None) -> None:
+def _check_reach(endpoint: Endpoint, address: str | None) -> None:
     if not endpoint.may_listen_on(address):
         raise ConfigError(
             f"without authentication only loopback is served, not {address}: configure it, or say insecure=True"
         )
 
 
-def _taken(endpoint: OtaHttp, listeners: Sequence[socket.socket]) -> Sequence[socket.socket]:
+def _taken(endpoint: Endpoint, listeners: Sequence[socket.socket]) -> Sequence[socket.socket]:
     """Sockets that the caller has bound."""
     for listener in listeners:
         if listener.family in {socket.AF_INET, socket.AF_INET6}:
@@ -247,7 +266,7 @@ def _taken(endpoint: OtaHttp, listeners: Sequence[socket.socket]) -> Sequence[so
     return listeners
 
 
-async def _bound(endpoint: OtaHttp, host: str, port: int, stack: ExitStack) -> Sequence[socket.socket]:
+async def _bound(endpoint: Endpoint, host: str, port: int, stack: ExitStack) -> Sequence[socket.socket]:
     """Sockets of our own on every address of `host`; the stack closes them."""
     if not 0 <= port <= 65535:
         raise ConfigError(f"there is no port {port}")

@@ -20,11 +20,7 @@ import anyio.to_thread
 from mgota.core.pace import Limits, Pace
 from mgota.errors import TruncatedError
 from mgota.ports import ReadableBuffer
-from mgota.transports.http.channel import Channel
-
-TICK: Final = 1.0
-"""Seconds: the longest single wait, and how long a part of a buffer is held back. The kernel may hide what trickles
-in behind its low-water mark, so a wait that ends without a wake-up looks all the same."""
+from mgota.transports.http.channel import TICK, Channel, receive
 
 LINGER: Final = 0.02
 """Seconds that the pump waits for more before its thread ends. A cancellation takes as long, and one write."""
@@ -48,32 +44,6 @@ class Sink(Protocol):
     def write_blocking(self, chunk: ReadableBuffer) -> None:
         """`write`, for a caller that is in a thread already."""
         ...
-
-
-async def receive(channel: Channel, view: memoryview, pace: Pace) -> int:
-    """At least one byte into `view`, or 0 at the end.
-
-    Args:
-        channel: where from.
-        view: not empty.
-        pace: the patience with this body.
-
-    Raises:
-        StalledError: the patience ran out.
-    """
-    count = channel.recv_now(view)
-    if count is not None:
-        pace.note(0.0, count)
-        return count
-    while True:
-        begun = time.monotonic()
-        with anyio.move_on_after(min(pace.patience, TICK)):
-            await channel.wait_readable()
-        count = channel.recv_now(view)
-        pace.note(time.monotonic() - begun, count or 0)
-        pace.check()
-        if count is not None:
-            return count
 
 
 async def upload(channel: Channel, first: bytes, sink: Sink, limits: Limits) -> None:
