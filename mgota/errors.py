@@ -27,7 +27,8 @@ The second level answers the caller's only question: *what should I do?*
     │   ├── VerifyError             what was read back is not what was sent
     │   ├── SelectError             the slot could not be made the one that boots
     │   ├── LinkError               the wire to the chip broke, or what came on it makes no sense
-    │   │   └── NoAnswerError           nothing came on it in time
+    │   │   ├── NoAnswerError           nothing came on it in time
+    │   │   └── RefusedError            the chip understood, and refused
     │   └── StateError              the boot record could not be read or stored
     ├── BusyError               wait: somebody else is at it
     │   ├── UpdateRunningError      another update, here or in another process
@@ -180,6 +181,10 @@ class LinkError(FlashError):
 
 class NoAnswerError(LinkError):
     """The chip did not answer in time."""
+
+
+class RefusedError(LinkError):
+    """The chip understood what it was asked for, and refused; or the wire garbled it."""
 
 
 class StateError(FlashError):

@@ -1,0 +1,35 @@
+"""A conversation with a chip, said and not held.
+
+A `Talk` is a generator: it yields `Send` and `Want`; whoever holds the conversation sends back what came for a `Want`,
+or throws the `LinkError` that it ended in; at its end the talk returns a result. So protocols stand in the core, and
+tests hold them without a wire, a clock or an event loop.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send these bytes."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Receive exactly so many bytes.
+
+    Args:
+        size: bytes, at least one.
+        timeout: seconds until they have to be there.
+    """
+
+    size: int
+    timeout: float
+
+
+Talk = Generator[Send | Want, bytes, T]
