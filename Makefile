@@ -53,6 +53,7 @@ soak: setup
 
 bench: setup
 	$(BIN)/python benchmarks/http_push.py
+	$(BIN)/python benchmarks/pull.py --flat 16,256
 	$(BIN)/python benchmarks/mqtt.py
 
 clean:

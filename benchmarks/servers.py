@@ -139,7 +139,7 @@ class Server:
             raise RuntimeError(f"{' '.join(self._command)} answered {told['status']}")
         seconds = told["ended"] - told["began"]
         cost = told["cpu"] * 1024 / image.mib
-        return Push(image.mib / seconds, cost, self._peak(), told["began"], told["ended"])
+        return Push(image.mib / seconds, cost, self.peak(), told["began"], told["ended"])
 
     def sender(self, image: Image) -> list[str]:
         """What sends the image: a script and its arguments; the server's process id comes behind them."""
@@ -187,7 +187,7 @@ class Server:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         _touch_memory()
 
-    def _peak(self) -> float:
+    def peak(self) -> float:
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 

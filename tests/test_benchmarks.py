@@ -74,3 +74,30 @@ def test_mqtt_is_measured_beside_paho_and_stop_and_wait(tmp_path: Path, monkeypa
     monkeypatch.syspath_prepend(script.parent)
     told = runpy.run_path(str(script))["table"](found)
     assert [line.split()[0] for line in told.splitlines()[2:5]] == ["mgota", "paho", "stop-and-wait"]
+
+
+@pytest.mark.slow
+def test_a_pull_is_measured_beside_the_floor(tmp_path: Path) -> None:
+    script = SCRIPT.with_name("pull.py")
+    command = [
+        sys.executable,
+        str(script),
+        "--size",
+        "1",
+        "--rounds",
+        "1",
+        "--flat",
+        "1,2",
+        "--dir",
+        str(tmp_path),
+        "--json",
+    ]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=110).stdout)
+    assert found["rate_ratio"] > 0
+    assert found["cpu_ratio"] > 0
+    assert len(found["memory"]["pull_peak_rss_mib"]) == 2
+    assert [goal["goal"] for goal in found["goals"]] == [
+        "rate of a pull ÷ floor ≥ 0.5",
+        "growth of peak RSS, MiB ≤ 4",
+        "peak RSS of serve with --pull and --mqtt, MiB ≤ 52",
+    ]

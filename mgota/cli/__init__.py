@@ -3,7 +3,8 @@
 Rules:
 - a command is imported when it is called, and rich when something is drawn: `serve` and `run` stay small;
 - what a script reads goes to stdout, what a person is told besides to stderr;
-- exit 0 done, 1 refused or failed with one line on stderr, 2 usage, 3 nothing to pull, 130 interrupted. Never a traceback without `-v`.
+- exit 0 done, 1 refused or failed with one line on stderr, 2 usage, 3 nothing to pull, 130 interrupted.
+  Never a traceback without `-v`.
 """
 
 import logging
