@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from mgota.core.rpc import OK, Chunk, Fault, Id, Reply, Standing, code_of
+from mgota.core.rpc import OK, Chunk, Fault, Id, Reply, Standing, code_of, kind_of
 from mgota.errors import (
     BusyError,
     OtaError,
@@ -115,7 +115,9 @@ class Answer:
             told = None if session is None else self.next
             final = session is not None and self.final
             owner = session if final or told is not None else None
-            return Reply(reply_to, fault=Fault(code_of(self.error), message, session=owner, next=told, final=final))
+            kind = None if session is None else kind_of(self.error)
+            fault = Fault(code_of(self.error), message, session=owner, next=told, final=final, kind=kind)
+            return Reply(reply_to, fault=fault)
         if session is None:
             return Reply(reply_to, OK)
         return Reply(reply_to, Standing(session, self.next or 0, sealed=self.sealed, activated=self.activated))

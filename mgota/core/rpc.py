@@ -21,7 +21,7 @@ from enum import IntEnum
 from typing import Final, cast
 
 from mgota.core.strict_json import parse_object
-from mgota.errors import BusyError, MalformedError, OtaError
+from mgota.errors import BusyError, FlashError, MalformedError, OtaError, RejectedError, TransferError
 
 MAX_CHUNK: Final = 64 * 1024
 """Bytes of the image in one frame, at most."""
@@ -41,6 +41,14 @@ OK: Final = "ok"
 
 Id = int | str | None
 """What ties a reply to its request; None asks for no reply."""
+
+KINDS: Final[dict[str, type[OtaError]]] = {
+    "rejected": RejectedError,
+    "transfer": TransferError,
+    "flash": FlashError,
+    "busy": BusyError,
+}
+"""The words for what to do about an error: the second level of the error tree."""
 
 _DEPTH: Final = 8
 _LONGEST_ID: Final = 64
@@ -135,6 +143,7 @@ class Fault:
         session: whose upload it concerns.
         next: the offset from which its sender can go on; None if it cannot.
         final: the session is over.
+        kind: what to do about it, one of `KINDS`; None if the device does not say.
     """
 
     code: int
@@ -142,6 +151,7 @@ class Fault:
     session: str | None = None
     next: int | None = None
     final: bool = False
+    kind: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +167,11 @@ class Reply:
     reply_to: Id
     result: object = None
     fault: Fault | None = None
+
+
+def kind_of(error: OtaError) -> str | None:
+    """The word of an error's kind."""
+    return next((word for word, kind in KINDS.items() if isinstance(error, kind)), None)
 
 
 def code_of(error: OtaError) -> Code:
@@ -187,6 +202,8 @@ def encode_reply(reply: Reply) -> bytes:
         data["next"] = fault.next
     if fault.final:
         data["final"] = True
+    if fault.kind is not None:
+        data["kind"] = fault.kind
     return _encode({"id": reply.reply_to, "error": error | ({"data": data} if data else {})})
 
 
@@ -366,6 +383,7 @@ def _fault(error: object) -> Fault:
         session=session if isinstance(session, str) else None,
         next=cast(int, following) if _is_count(following) else None,
         final=data.get("final") is True,
+        kind=kind if isinstance(kind := data.get("kind"), str) else None,
     )
 
 

@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Final, cast
 
 from mgota.core.http import one_line
-from mgota.core.rpc import NOTIFY, Code, Fault
+from mgota.core.rpc import KINDS, NOTIFY, Code, Fault
 from mgota.core.strict_json import parse_object
 from mgota.errors import BusyError, ConfigError, MalformedError, OtaError, RejectedError, TransferError
 
@@ -66,7 +66,8 @@ def error_of(fault: Fault) -> OtaError:
         fault: what the device told.
     """
     line = a_line(fault.message) or f"the device refused it (code {fault.code})"
-    return _BY_CODE.get(fault.code, RejectedError)(line)
+    kind = KINDS.get(fault.kind or "") or _BY_CODE.get(fault.code, RejectedError)
+    return kind(line)
 
 
 class Phase(Enum):
@@ -89,14 +90,16 @@ _SILENCE: Final = {
 }
 
 
-def silence(phase: Phase, seconds: float) -> str:
+def silence(phase: Phase, seconds: float, said: str = "") -> str:
     """What to tell a person when nothing moved.
 
     Args:
         phase: what the push was at.
         seconds: for how long.
+        said: the device's own line, if it said why.
     """
-    return _SILENCE[phase].format(seconds)
+    line = _SILENCE[phase].format(seconds)
+    return f"{line}; it says: {said}" if said else line
 
 
 def read_online(data: bytes) -> bool | None:

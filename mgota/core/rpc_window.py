@@ -12,6 +12,7 @@ Rules:
 - when nothing is answered in time, one chunk is sent again, and then later and later, until something is written;
 - after a reconnect of either end the device is asked where it is. What it does not know any more begins at 0;
 - the end is repeated until it is answered. If the device restarted meanwhile, its status tells how it ended;
+- a refusal that is no end is waited out: the device may be stopping, and come back;
 - only bytes that the device has not had before count as movement, so that nothing goes on for ever.
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final, cast
 
-from mgota.core.rpc import MAX_CHUNK, OK, UPLOAD, Code, Fault, Reply, Standing, is_session, read_standing
+from mgota.core.rpc import KINDS, MAX_CHUNK, OK, UPLOAD, Code, Fault, Reply, Standing, is_session, read_standing
 from mgota.core.rpc_sender import MAX_ATTEMPTS, Ask, Chunk, Message, Phase, a_line, error_of, silence
 from mgota.errors import ConfigError, MalformedError, StalledError, TransferError
 
@@ -88,6 +89,7 @@ class WindowPush:
         self._asked = 0
         self._out = False  # the question or the end is on its way
         self._ended = False
+        self._said = ""  # by the device, since something moved
         self._wait = RETRY
         self._due: float | None = None
 
@@ -150,7 +152,7 @@ class WindowPush:
         if self.done:
             return
         if self._moved is not None and now >= self._moved + self._patience:
-            raise StalledError(silence(self.phase, self._patience))
+            raise StalledError(silence(self.phase, self._patience, self._said))
         if self._due is None or now < self._due:
             return
         self._due = None
@@ -257,6 +259,9 @@ class WindowPush:
 
     def _refused(self, request: int, refusal: Fault, now: float) -> None:
         if refusal.final or refusal.next is None:
+            if KINDS.get(refusal.kind or "") is TransferError and not refusal.final:
+                self._said = a_line(refusal.message)  # such as that it stops just now: silence sends it again
+                return
             if self.phase is Phase.ASKING and refusal.code == Code.UNKNOWN_METHOD:
                 raise ConfigError("the device does not know ota.status: push to it with stop-and-wait")
             raise error_of(refusal)
@@ -284,7 +289,7 @@ class WindowPush:
         self._flight = {id_: at for id_, at in self._flight.items() if at >= position and sent is not None}
         self._top = max(self._top, position)
         if position > self._high:
-            self._high, self._moved = position, now
+            self._high, self._moved, self._said = position, now, ""
         if position:
             self._open = self._most
         self._out = False

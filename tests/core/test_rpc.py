@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from mgota.core.rpc import (
+    KINDS,
     MAX_CHUNK,
     MAX_FRAME,
     OK,
@@ -50,6 +51,7 @@ faults = st.builds(
     sessions,
     st.none() | counts,
     st.booleans(),
+    st.none() | st.sampled_from(sorted(KINDS)),
 )
 
 

@@ -319,6 +319,12 @@ def test_a_device_that_has_everything_gets_only_the_end() -> None:
         ({"code": Code.PARSE}, errors.TransferError),
         ({"code": Code.UNKNOWN_METHOD}, errors.ConfigError),
         ({"code": 12345}, errors.RejectedError),
+        ({"code": 1, "final": True, "kind": "rejected"}, errors.RejectedError),
+        ({"code": 1, "final": True, "kind": "transfer"}, errors.TransferError),
+        ({"code": 1, "final": True, "kind": "flash"}, errors.FlashError),
+        ({"code": 1, "kind": "flash"}, errors.FlashError),
+        ({"code": 1, "kind": "busy"}, errors.BusyError),
+        ({"code": 1, "kind": "whatever"}, errors.RejectedError),
     ],
 )
 def test_a_refusal_is_an_error_of_its_kind(fault: dict[str, Any], kind: type[errors.OtaError]) -> None:
@@ -328,6 +334,25 @@ def test_a_refusal_is_an_error_of_its_kind(fault: dict[str, Any], kind: type[err
     with pytest.raises(kind, match=r"^its own line$") as caught:
         push.take(answer(first, **{"message": "its own line", **fault}), 0.0)
     assert type(caught.value) is kind
+
+
+def test_a_device_that_is_stopping_is_waited_for() -> None:
+    push = windowed(patience=10.0)
+    first = begun(push)
+    messages(push)
+    push.take(answer(first, kind="transfer", message="the device is stopping"), 0.0)
+    assert messages(push) == []
+    push.tick(RETRY)
+    assert messages(push, RETRY) == [(0, 100)]
+    with pytest.raises(errors.StalledError, match="took nothing for 10 s; it says: the device is stopping"):
+        push.tick(10.0)
+    push = windowed(patience=10.0)
+    first = begun(push)
+    messages(push)
+    push.take(answer(first, kind="transfer", message="the device is stopping"), 0.0)
+    push.take(standing(first, 100), 5.0)
+    with pytest.raises(errors.StalledError, match=r"took nothing for 10 s$"):
+        push.tick(15.0)
 
 
 def test_a_refusal_is_one_short_line() -> None:

@@ -155,7 +155,7 @@ async def test_a_session_has_its_own_replies(mosquitto: Mosquitto) -> None:
         assert gap["error"] == {
             "code": 1,
             "message": "expected offset 5000, got 9000",
-            "data": {"session": SESSION, "next": 5000},
+            "data": {"session": SESSION, "next": 5000, "kind": "transfer"},
         }
         told = (await tool.ask("ota.status", {"session": SESSION}))["result"]
         assert (told["session"], told["next"], told["total"]) == (SESSION, 5000, len(IMAGE))
