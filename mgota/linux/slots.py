@@ -266,7 +266,7 @@ class SlotWriter:
         self._path = path
         self._size = size
         self._new = new
-        self._written = written
+        self._written: int = written
         # A task may be cancelled from outside anyio, which leaves its thread at work: nothing is closed under it.
         self._busy = Lock()
 
