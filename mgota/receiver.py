@@ -12,6 +12,7 @@ Rules:
 """
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from math import inf
 from typing import Final
@@ -73,7 +74,9 @@ class Receiver:
         self.device = device
         self.rules = Receiving(patience)
         self._activates = activate
-        self._items, self._queue = anyio.create_memory_object_stream[_Item](0)
+        self._waiting: deque[_Item] = deque()  # as many as there are tasks in `take`
+        self._came = anyio.Event()
+        self._stopped = False
         self._update: OtaSession | None = None
         self._image: VerifiedImage | None = None
         self._item: _Item | None = None
@@ -83,17 +86,18 @@ class Receiver:
     async def run(self) -> None:
         """Do the work, until cancelled. What is under way then is given up."""
         try:
-            with self._items, self._queue:
-                while True:
-                    self._item = item = await self._next()
-                    await self._perform(item)
+            while True:
+                self._item = await self._next()
+                await self._perform(self._item)
         except BaseException as exc:
             with anyio.CancelScope(shield=True):
                 await self._leave(exc)
             raise
         finally:
-            if self._item and not self._item.answer:
-                self._item.finish(Answer(error=TransferError(_STOPPING)))
+            self._stopped = True
+            for item in (self._item, *self._waiting):
+                if item is not None and item.answer is None:
+                    item.finish(Answer(error=TransferError(_STOPPING)))
 
     async def take(self, chunk: Chunk, tell: Tell) -> None:
         """Take a piece and tell its sender.
@@ -109,11 +113,7 @@ class Receiver:
         if self._leaving:
             item.finish(_last_word(self.rules.take(chunk)))
         else:
-            try:
-                await self._items.send(item)
-            except (anyio.ClosedResourceError, anyio.BrokenResourceError) as exc:
-                raise TransferError(_STOPPING) from exc
-            await item.done.wait()
+            await self._answered(item)
         if item.answer is None:  # pragma: no cover  done means answered
             raise RuntimeError("a piece has no answer")
         try:
@@ -121,12 +121,25 @@ class Receiver:
         finally:
             item.told.set()
 
+    async def _answered(self, item: _Item) -> None:
+        if self._stopped:
+            raise TransferError(_STOPPING)
+        self._waiting.append(item)
+        self._came.set()
+        try:
+            await item.done.wait()
+        finally:
+            if item in self._waiting:  # cancelled before anything was done
+                self._waiting.remove(item)
+
     async def _next(self) -> _Item:
         patience = self.rules.patience
         # Only what was taken counts: a stranger's knocking keeps no dead upload alive.
         with anyio.CancelScope(deadline=inf if patience is None else self._taken + patience):
-            return await self._queue.receive()
-        return _Item(None)
+            while not self._waiting:
+                self._came = anyio.Event()
+                await self._came.wait()
+        return self._waiting.popleft() if self._waiting else _Item(None)
 
     async def _perform(self, item: _Item) -> None:
         job = self.rules.waited() if item.chunk is None else self.rules.take(item.chunk)

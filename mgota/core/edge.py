@@ -8,7 +8,7 @@ The order is the meaning (security.md, "HTTP edge"); each step may refuse:
     credentials  OTA routes      Credentials or the application's callback
     page's proof OTA routes      route
     route        OTA routes      route: 404, 405
-    length       update          route: 411, 400
+    length       update, piece   route: 411, 400, 413
     size         update          too_large: 413
     lock         update          the session: 409
 
@@ -16,10 +16,11 @@ A route is one exact spelling of a path: nothing is decoded, merged or completed
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
+from mgota.core import older
 from mgota.core.http import Ends, Head, Refusal, error_refusal
 from mgota.core.origin import SAFE_METHODS, Hosts, foreign_page, is_navigation, unproven_page
 from mgota.errors import ConfigError, EmptyImageError, TooLargeError
@@ -36,6 +37,10 @@ class Action(Enum):
     """Something of the application that the OTA routes are mounted beside."""
     PAGE = "page"
     """The updater page, for a person with a browser."""
+    PIECE = "piece"
+    """A piece of an image, as Mongoose's older dashboard sends it (`mgota.core.older`)."""
+    SLOTS = "slots"
+    """What the two slots hold, for that dashboard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +49,19 @@ class Decision:
 
     Args:
         action: what it asks for.
-        size: of an update, the bytes of its image.
+        size: of an update, the bytes of its image; of a piece, those of the piece.
         image: of a commit or rollback, the SHA-256 of the image that the sender means to be running, as hex, or None.
+        offset: of a piece.
+        total: of a piece, the bytes of its image.
+        older: whether Mongoose's older dashboard asks, which expects other words.
     """
 
     action: Action
     size: int = 0
     image: str | None = None
+    offset: int = 0
+    total: int = 0
+    older: bool = False
 
 
 _ROUTES: Final = {
@@ -60,6 +71,13 @@ _ROUTES: Final = {
     "/rollback": Action.ROLLBACK,
     "/status": Action.STATUS,
 }
+_OLDER_ROUTES: Final = {
+    "/upload": Action.PIECE,
+    "/status": Action.SLOTS,
+    "/commit": Action.COMMIT,
+    "/rollback": Action.ROLLBACK,
+}
+_READS: Final = frozenset({Action.STATUS, Action.PAGE, Action.SLOTS})
 _LEGACY: Final = frozenset({Action.COMMIT, Action.ROLLBACK})
 
 IMAGE_FIELD: Final = "x-mgota-image"
@@ -76,9 +94,10 @@ class Edge:
         has_app: whether other paths belong to an application; otherwise there are none.
         allow_hosts: further names that the server answers to.
         page: the path of the updater page, or None without one. It goes before the application's own.
+        older: the path that Mongoose's older routes begin with, or None without them.
 
     Raises:
-        ConfigError: the prefix, the page or a name can never be in a request, or the page is among the OTA routes.
+        ConfigError: a prefix, the page or a name can never be in a request, or the page is among the OTA routes.
     """
 
     prefix: str = "/api/ota"
@@ -86,11 +105,15 @@ class Edge:
     has_app: bool = False
     allow_hosts: Iterable[str] = ()
     page: str | None = None
+    older: str | None = None
     _hosts: Hosts = field(init=False)
 
     def __post_init__(self) -> None:
-        if not _is_path(self.prefix) or self.prefix.endswith("/"):
-            raise ConfigError(f"{self.prefix!r} is not a path that routes could begin with")
+        for prefix in (self.prefix, self.older):
+            if prefix is not None and (not _is_path(prefix) or prefix.endswith("/")):
+                raise ConfigError(f"{prefix!r} is not a path that routes could begin with")
+        if self.older and (_below(self.older, self.prefix) or _below(self.prefix, self.older)):
+            raise ConfigError(f"{self.older} and {self.prefix} overlap: the older routes need a path of their own")
         if self.page is not None and not _is_path(self.page):
             raise ConfigError(f"{self.page!r} is not a path that a page could have")
         if self.page is not None and self._is_route(self.page):
@@ -98,7 +121,7 @@ class Edge:
         object.__setattr__(self, "_hosts", Hosts(self.allow_hosts))
 
     def _is_route(self, path: str) -> bool:
-        return path == self.prefix or path.startswith(self.prefix + "/")
+        return _below(path, self.prefix) or (self.older is not None and _below(path, self.older))
 
     def is_page(self, head: Head) -> bool:
         """Whether the request is for the updater page."""
@@ -120,7 +143,7 @@ class Edge:
         return refusal
 
     def _methods(self, action: Action) -> tuple[str, ...]:
-        if action in {Action.STATUS, Action.PAGE}:
+        if action in _READS:
             return ("GET", "HEAD")
         return ("GET", "POST") if self.legacy_get and action in _LEGACY else ("POST",)
 
@@ -131,8 +154,7 @@ class Edge:
         if not self.guards(head):
             # CONNECT would turn the connection into something else; no server of ours is a proxy.
             return Refusal(501, "this is no proxy") if head.method == "CONNECT" else Decision(Action.APP)
-        path = head.path
-        action = _ROUTES.get(path.removeprefix(self.prefix)) if path.startswith(self.prefix) else None
+        action = self._action(head.path)
         changes = head.method not in SAFE_METHODS or (self.legacy_get and action in _LEGACY)
         refusal = unproven_page(head, changes=changes)
         if refusal is not None:
@@ -142,7 +164,17 @@ class Edge:
         refusal = self._allowed(head, action)
         if refusal is not None:
             return refusal
-        return _bound(head, action) if action is not Action.UPDATE else _sized(head)
+        if action is Action.UPDATE:
+            return _sized(head)
+        decision = _piece(head) if action is Action.PIECE else _bound(head, action)
+        is_older = self.older is not None and _below(head.path, self.older)
+        return replace(decision, older=is_older) if isinstance(decision, Decision) else decision
+
+    def _action(self, path: str) -> Action | None:
+        for prefix, routes in ((self.prefix, _ROUTES), (self.older, _OLDER_ROUTES)):
+            if prefix is not None and _below(path, prefix):
+                return routes.get(path.removeprefix(prefix))
+        return None
 
     def _allowed(self, head: Head, action: Action) -> Refusal | None:
         """405 for a method that the route does not know."""
@@ -150,6 +182,10 @@ class Edge:
         if head.method in methods:
             return None
         return Refusal(405, f"use {' or '.join(methods)}", (("Allow", ", ".join(methods)),))
+
+
+def _below(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(prefix + "/")
 
 
 def _is_path(text: str) -> bool:
@@ -168,6 +204,17 @@ def _sized(head: Head) -> Decision | Refusal:
     if int(length) == 0:
         return error_refusal(EmptyImageError("an image of no bytes"))
     return Decision(Action.UPDATE, size=int(length))
+
+
+def _piece(head: Head) -> Decision | Refusal:
+    """A piece of an image, if it says where it belongs and how long it is."""
+    size = older.sized(head)
+    if isinstance(size, Refusal):
+        return size
+    place = older.read_place(head)
+    if isinstance(place, Refusal):
+        return place
+    return Decision(Action.PIECE, size=size, offset=place[0], total=place[1])
 
 
 def _bound(head: Head, action: Action) -> Decision | Refusal:

@@ -31,6 +31,7 @@ from mgota.transports.http.channel import StreamChannel
 from mgota.transports.http.connection import Exchange
 from mgota.transports.http.conversation import Life, converse, converse_on, stream_ends
 from mgota.transports.http.message import App, Authenticator, Request, Response
+from mgota.transports.http.older import TRUE, Older
 from mgota.transports.http.page import page_of_device
 from mgota.transports.http.tls import check_context
 from mgota.transports.http.upload import upload
@@ -66,6 +67,7 @@ class OtaHttp:
         activate: False stages an image: the application puts it on trial later (`Device.staged`).
         page: where the updater page is, such as "/"; None without one. Who reaches the device may read it; to do
             anything with it takes the credentials.
+        older: where Mongoose's older routes are, such as "/api/firmware"; None without them. `own_pieces` must run.
 
     Raises:
         ConfigError: an option contradicts itself.
@@ -86,6 +88,7 @@ class OtaHttp:
         prefix: str = "/api/ota",
         activate: bool = True,
         page: str | None = None,
+        older: str | None = None,
     ) -> None:
         if ssl_context is not None:
             check_context(ssl_context)
@@ -99,7 +102,15 @@ class OtaHttp:
         self._activate = activate
         self._budget = FailureBudget()
         names = (*allow_hosts, *_own_names())
-        self._edge = Edge(prefix=prefix, legacy_get=legacy_get, has_app=app is not None, allow_hosts=names, page=page)
+        self._edge = Edge(
+            prefix=prefix,
+            legacy_get=legacy_get,
+            has_app=app is not None,
+            allow_hosts=names,
+            page=page,
+            older=older,
+        )
+        self._older = Older(device, activate=activate) if older is not None else None
         self._page = Response.line("there is nothing here", 404) if page is None else page_of_device(prefix)
 
     @property
@@ -117,6 +128,11 @@ class OtaHttp:
         if self._insecure or mutual or self._auth is not None:
             return True
         return address is not None and is_loopback(str(plain_address(address)))
+
+    async def own_pieces(self) -> None:
+        """Own the upload that comes in pieces by the older routes, for ever. `serve` runs it."""
+        if self._older:
+            await self._older.run()
 
     async def handle(self, connection: socket.socket | ByteStream, *, received: bytes = b"") -> None:
         """Serve one accepted connection to its end. It is closed then.
@@ -152,6 +168,8 @@ class OtaHttp:
                     return await self._run_app(exchange, ends)
                 case Action.UPDATE:
                     return await self._update(exchange, ends, decision, life)
+                case Action.PIECE | Action.SLOTS:
+                    return await self._serve_older(exchange, ends, decision, life)
                 case Action.COMMIT | Action.ROLLBACK:
                     return await self._act(exchange, ends, decision, life)
         except OtaError as exc:
@@ -233,6 +251,24 @@ class OtaHttp:
             await connection.part(self.limits.linger)
         return False
 
+    async def _serve_older(self, exchange: Exchange, ends: Ends, decision: Decision, life: Life) -> bool:
+        if self._older is None:  # pragma: no cover  the edge has no such route then
+            raise RuntimeError("there are no older routes")
+        if decision.action is Action.SLOTS:
+            return await self._reply(exchange, ends, await self._older.slots())
+        keep = False
+
+        async def tell(response: Response, last: bool) -> None:
+            nonlocal keep
+            life.acting = last
+            if last:
+                await self._promise(exchange, ends, response)
+            else:
+                keep = await self._reply(exchange, ends, response)
+
+        await self._older.take(exchange, decision, tell)
+        return keep
+
     async def _finished(self, result: VerifiedImage | OtaError) -> Response | None:
         """What the application answers to the end of an update, if it does."""
         if self._on_finished is None:
@@ -253,7 +289,7 @@ class OtaHttp:
         else:
             await check_commit(device, sha256=image)
         life.acting = True
-        await self._promise(exchange, ends, _OK)
+        await self._promise(exchange, ends, TRUE if decision.older else _OK)
         if decision.action is Action.ROLLBACK:
             await rollback(device, sha256=image)
         else:

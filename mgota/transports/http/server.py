@@ -156,6 +156,7 @@ async def serve(
     prefix: str = "/api/ota",
     activate: bool = True,
     page: str | None = None,
+    older: str | None = "/api/firmware",
 ) -> AsyncGenerator[Server]:
     """Serve the OTA routes of a device while the block runs.
 
@@ -175,6 +176,7 @@ async def serve(
         prefix: of the paths.
         activate: False stages an image for later.
         page: where the updater page is, such as "/"; None without one.
+        older: where Mongoose's older routes are; None without them.
 
     Raises:
         ConfigError: an option contradicts itself, the address cannot be listened on, or it is open to the network and
@@ -193,6 +195,7 @@ async def serve(
         prefix=prefix,
         activate=activate,
         page=page,
+        older=older,
     )
     async with _running(endpoint, host, port, listeners) as server:
         yield server
@@ -229,6 +232,7 @@ async def listening(
         async with anyio.create_task_group() as tasks:
             for listener in sockets:
                 tasks.start_soon(server.accept, listener, tasks)
+            tasks.start_soon(endpoint.own_pieces)
             log.info("listening on %s", server.url)
             try:
                 yield server
