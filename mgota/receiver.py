@@ -13,7 +13,6 @@ Rules:
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
 from math import inf
 from typing import Final
 
@@ -36,15 +35,13 @@ from mgota.core.receive import (
 from mgota.core.rpc import Chunk
 from mgota.device import Device
 from mgota.errors import FlashError, OtaError, TransferError, TrialRunningError
+from mgota.pieces import Tell
 from mgota.session import OtaSession
 from mgota.verified import VerifiedImage
 
 log = logging.getLogger("mgota.receiver")
 
 _STOPPING: Final = "the device is stopping"
-
-Tell = Callable[[Answer], Awaitable[None]]
-"""Tells the sender; returns when it has been told."""
 
 
 class _Item:

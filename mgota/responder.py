@@ -14,11 +14,11 @@ Rules:
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Final
 
 import anyio
 
-from mgota.core.receive import TELL, Answer, Receiving
+from mgota.core.receive import TELL, Answer
 from mgota.core.rpc import (
     COMMIT,
     OK,
@@ -26,7 +26,6 @@ from mgota.core.rpc import (
     STATUS,
     UPDATE,
     UPLOAD,
-    Chunk,
     Code,
     Fault,
     Id,
@@ -43,6 +42,7 @@ from mgota.core.rpc import (
 )
 from mgota.device import Device
 from mgota.errors import OtaError
+from mgota.pieces import Pieces
 from mgota.trial import check_commit, check_rollback, commit, rollback
 
 log = logging.getLogger("mgota.rpc")
@@ -56,17 +56,6 @@ _UNREAD: Final = frozenset({Code.PARSE, Code.INVALID})
 _UPLOADS: Final = frozenset({UPLOAD, UPDATE})
 
 
-class Uploads(Protocol):
-    """Who takes the pieces: a `Receiver`."""
-
-    rules: Receiving
-    """How far it is."""
-
-    async def take(self, chunk: Chunk, tell: Callable[[Answer], Awaitable[None]]) -> None:
-        """Take a piece and tell its sender."""
-        ...
-
-
 class Responder:
     """Answers requests to one device.
 
@@ -75,7 +64,7 @@ class Responder:
         receiver: takes what is uploaded.
     """
 
-    def __init__(self, device: Device, receiver: Uploads) -> None:
+    def __init__(self, device: Device, receiver: Pieces) -> None:
         self.device = device
         self.receiver = receiver
 

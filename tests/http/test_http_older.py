@@ -9,9 +9,9 @@ from raw_client import Client, Reply, ask, request
 
 from mgota.core.geometry import Slot
 from mgota.core.receive import Patience
+from mgota.receiver import Receiver
 from mgota.session import OtaSession
 from mgota.transports.http import Credentials, OtaHttp, serve
-from mgota.transports.http.older import Older
 
 pytestmark = pytest.mark.asyncio
 
@@ -89,12 +89,11 @@ async def test_what_is_wrong_is_500_and_one_line() -> None:
 
 async def test_nothing_is_held_when_silence_has_lasted() -> None:
     fake = FakeDevice()
-    older = Older(fake.device, activate=True, patience=Patience(idle=0.05, silence=None))
-    endpoint = OtaHttp(fake.device, older="/api/firmware")
-    endpoint._older = older
+    receiver = Receiver(fake.device, patience=Patience(idle=0.05, silence=None))
+    endpoint = OtaHttp(fake.device, pieces=receiver)
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     async with listener, anyio.create_task_group() as tasks:
-        tasks.start_soon(endpoint.own_pieces)
+        tasks.start_soon(receiver.run)
         tasks.start_soon(listener.serve, endpoint.handle)
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
         assert (await send(port, 0, IMAGE)).status == 200  # complete, and nobody ends it

@@ -26,6 +26,7 @@ from mgota.core.origin import is_loopback, plain_address
 from mgota.core.pace import Limits
 from mgota.device import Device
 from mgota.errors import OtaError, TransferError
+from mgota.pieces import Pieces
 from mgota.session import OtaSession
 from mgota.transports.http.channel import StreamChannel
 from mgota.transports.http.connection import Exchange
@@ -67,7 +68,8 @@ class OtaHttp:
         activate: False stages an image: the application puts it on trial later (`Device.staged`).
         page: where the updater page is, such as "/"; None without one. Who reaches the device may read it; to do
             anything with it takes the credentials.
-        older: where Mongoose's older routes are, such as "/api/firmware"; None without them. `own_pieces` must run.
+        pieces: a `Receiver` that runs, for Mongoose's older routes; None without them.
+        older: where they are.
 
     Raises:
         ConfigError: an option contradicts itself.
@@ -88,7 +90,8 @@ class OtaHttp:
         prefix: str = "/api/ota",
         activate: bool = True,
         page: str | None = None,
-        older: str | None = None,
+        pieces: Pieces | None = None,
+        older: str = "/api/firmware",
     ) -> None:
         if ssl_context is not None:
             check_context(ssl_context)
@@ -108,9 +111,9 @@ class OtaHttp:
             has_app=app is not None,
             allow_hosts=names,
             page=page,
-            older=older,
+            older=older if pieces else None,
         )
-        self._older = Older(device, activate=activate) if older is not None else None
+        self._older = Older(device, pieces) if pieces else None
         self._page = Response.line("there is nothing here", 404) if page is None else page_of_device(prefix)
 
     @property
@@ -128,11 +131,6 @@ class OtaHttp:
         if self._insecure or mutual or self._auth is not None:
             return True
         return address is not None and is_loopback(str(plain_address(address)))
-
-    async def own_pieces(self) -> None:
-        """Own the upload that comes in pieces by the older routes, for ever. `serve` runs it."""
-        if self._older:
-            await self._older.run()
 
     async def handle(self, connection: socket.socket | ByteStream, *, received: bytes = b"") -> None:
         """Serve one accepted connection to its end. It is closed then.
@@ -266,7 +264,7 @@ class OtaHttp:
             else:
                 keep = await self._reply(exchange, ends, response)
 
-        await self._older.take(exchange, decision, tell)
+        await self._older.take(decision, exchange.body(), tell)
         return keep
 
     async def _finished(self, result: VerifiedImage | OtaError) -> Response | None:

@@ -5,7 +5,7 @@ Rules:
 - an empty body ends it; silence does not, as it does over MQTT: these dashboards send the empty one.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from typing import Final
 
 from mgota.core.edge import Decision
@@ -13,14 +13,14 @@ from mgota.core.older import firmware_status
 from mgota.core.receive import Answer, Patience
 from mgota.core.rpc import Chunk
 from mgota.device import Device
-from mgota.receiver import Receiver
-from mgota.transports.http.connection import Exchange
+from mgota.pieces import Pieces
 from mgota.transports.http.message import Response
 
 TRUE: Final = Response.line("true")
 """What these dashboards expect."""
 
-_PATIENCE: Final = Patience(idle=30.0, silence=None)
+PATIENCE: Final = Patience(idle=30.0, silence=None)
+"""With who uploads."""
 
 Tell = Callable[[Response, bool], Awaitable[None]]
 """Sends a response; True where the device acts on it, so that the connection ends with it."""
@@ -31,35 +31,30 @@ class Older:
 
     Args:
         device: what is updated.
-        activate: False stages an image for later.
-        patience: with who uploads.
+        receiver: takes the pieces.
     """
 
-    def __init__(self, device: Device, *, activate: bool, patience: Patience = _PATIENCE) -> None:
+    def __init__(self, device: Device, receiver: Pieces) -> None:
         self._device = device
-        self._receiver = Receiver(device, patience=patience, activate=activate)
-
-    async def run(self) -> None:
-        """Own the upload under way, for ever."""
-        await self._receiver.run()
+        self._receiver = receiver
 
     async def slots(self) -> Response:
         """What the two slots hold."""
         record, _ = await self._device.load()
         return Response.json(firmware_status(record, await self._device.flash.running_slot()))
 
-    async def take(self, exchange: Exchange, decision: Decision, tell: Tell) -> None:
+    async def take(self, decision: Decision, body: AsyncIterable[bytes], tell: Tell) -> None:
         """Take a piece and answer.
 
         Raises:
             TransferError: its body ended early, or stalled. The upload stays where it was.
         """
-        body = bytearray()
-        async for part in exchange.body():
-            body += part
+        data = bytearray()
+        async for part in body:
+            data += part
 
         async def told(answer: Answer) -> None:
             response = TRUE if answer.error is None else Response.line(str(answer.error), 500)
             await tell(response, answer.activated)
 
-        await self._receiver.take(Chunk(decision.total, decision.offset, bytes(body)), told)
+        await self._receiver.take(Chunk(decision.total, decision.offset, bytes(data)), told)

@@ -23,11 +23,13 @@ from mgota.core.access import Credentials, network
 from mgota.core.pace import Limits
 from mgota.device import Device
 from mgota.errors import ConfigError, TransferError
+from mgota.receiver import Receiver
 from mgota.transports.http.channel import PlainChannel
 from mgota.transports.http.connection import Connection
 from mgota.transports.http.conversation import Endpoint, Life, socket_ends
 from mgota.transports.http.endpoint import OnFinished, OtaHttp
 from mgota.transports.http.message import App, Authenticator, Response
+from mgota.transports.http.older import PATIENCE
 
 log = logging.getLogger("mgota.http")
 
@@ -182,6 +184,7 @@ async def serve(
         ConfigError: an option contradicts itself, the address cannot be listened on, or it is open to the network and
             has no authentication.
     """
+    receiver = Receiver(device, patience=PATIENCE, activate=activate) if older is not None else None
     endpoint = OtaHttp(
         device,
         auth=auth,
@@ -195,15 +198,16 @@ async def serve(
         prefix=prefix,
         activate=activate,
         page=page,
-        older=older,
+        pieces=receiver,
+        older=older or "",
     )
-    async with _running(endpoint, host, port, listeners) as server:
+    async with _running(endpoint, receiver, host, port, listeners) as server:
         yield server
 
 
 @asynccontextmanager
 async def _running(
-    endpoint: OtaHttp, host: str, port: int, listeners: Sequence[socket.socket]
+    endpoint: OtaHttp, receiver: Receiver | None, host: str, port: int, listeners: Sequence[socket.socket]
 ) -> AsyncGenerator[Server]:
     """A server at work, on the sockets given or on its own."""
     async with listening(endpoint, host=host, port=port, listeners=listeners) as server:
@@ -232,7 +236,8 @@ async def listening(
         async with anyio.create_task_group() as tasks:
             for listener in sockets:
                 tasks.start_soon(server.accept, listener, tasks)
-            tasks.start_soon(endpoint.own_pieces)
+            if receiver:
+                tasks.start_soon(receiver.run)
             log.info("listening on %s", server.url)
             try:
                 yield server
