@@ -201,17 +201,24 @@ async def serve(
         pieces=receiver,
         older=older or "",
     )
-    async with _running(endpoint, receiver, host, port, listeners) as server:
+    async with _beside(receiver), listening(endpoint, host=host, port=port, listeners=listeners) as server:
         yield server
 
 
 @asynccontextmanager
-async def _running(
-    endpoint: OtaHttp, receiver: Receiver | None, host: str, port: int, listeners: Sequence[socket.socket]
-) -> AsyncGenerator[Server]:
-    """A server at work, on the sockets given or on its own."""
-    async with listening(endpoint, host=host, port=port, listeners=listeners) as server:
-        yield server
+async def _beside(receiver: Receiver | None) -> AsyncGenerator[None]:
+    """Own the upload that comes in pieces while the block runs."""
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        if receiver:
+            tasks.start_soon(receiver.run)
+        try:
+            yield
+        except Exception as exc:  # noqa: BLE001  raised again below: a task group would wrap it
+            failure = exc
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 @asynccontextmanager
@@ -236,8 +243,6 @@ async def listening(
         async with anyio.create_task_group() as tasks:
             for listener in sockets:
                 tasks.start_soon(server.accept, listener, tasks)
-            if receiver:
-                tasks.start_soon(receiver.run)
             log.info("listening on %s", server.url)
             try:
                 yield server
