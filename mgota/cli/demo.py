@@ -21,6 +21,7 @@ import anyio
 import click
 
 from mgota.cli.demo_mqtt import mqtt_act
+from mgota.cli.demo_pull import pull_act
 from mgota.cli.stage import MGOTA, Stage, StepFailedError, free_port
 from mgota.errors import OtaError, TransferError
 from mgota.transports.http.push import Remote
@@ -109,6 +110,7 @@ class Demo(Stage):
                 click.echo(f"--- what the launcher said ---\n{self.log.read_text()}", err=True)
                 raise
         self.say("the device runs 2.0.0, the only new version that proved itself")
+        await pull_act(self, *(self._image(version).name for version in ("1.0.0", "2.0.0", "3.0.0")))
         await mqtt_act(self, self._image("1.0.0").name, self._image("2.0.0").name, "app-5.0.0.pyz")
         self.say("done")
 

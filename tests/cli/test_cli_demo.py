@@ -48,6 +48,11 @@ def test_the_demo_shows_everything_it_promises(tmp_path: Path) -> None:
         r".*nobody signed.*refused.*one bit.*refused.*",
         story,
     )
+    assert re.search(
+        r"a web server with a signed manifest.*changed the manifest: refused.*2\.0\.0 is fetched"
+        r".*found 3\.0\.0 by itself.*2\.0\.0 runs again; 3\.0\.0 is still offered, and is not installed",
+        story,
+    )
     if demo_mqtt.missing():
         assert re.search(r"the MQTT act is left out: \w+ is not installed: .*done", story)
     else:
