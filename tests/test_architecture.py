@@ -113,6 +113,7 @@ def test_core_only_decides(module: str) -> None:
         ("cryptography", {"mgota.core.keys"}),
         ("crcmod", {"mgota.core.checksum"}),
         ("isal", {"mgota.core.checksum"}),
+        ("zstandard", {"mgota.core.unpack"}),
         ("h11", {"mgota.transports.http"}),
         ("serialx", {"mgota.flash.links.wire"}),
         ("httpx", {"mgota.transports.pull"}),
