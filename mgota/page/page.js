@@ -128,8 +128,10 @@
     }
   }
 
+  /** Look again and again; not while a person signs in, whose typing that would disturb. */
   function lookAgain(delay) {
     clearTimeout(state.lookTimer);
+    if (!$("signin").hidden) return;
     state.lookTimer = setTimeout(async () => {
       if (!state.working && state.link) await look();
       if (state.link) lookAgain(state.trialEnds !== null ? 1 : state.link.interval);
@@ -207,10 +209,8 @@
       setBusy(false);
       show("sending", false);
       render();
-      if (state.link && $("signin").hidden) {
-        await look();
-        lookAgain(1);
-      }
+      if (state.link && $("signin").hidden) await look();
+      if (state.link) lookAgain(1);
     }
   }
 

@@ -1,10 +1,12 @@
 """`mgota page`: one file that needs no other, or one line that says why there is none."""
 
 import re
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
-from terminal import Terminal
+from terminal import Serving, Terminal
 
 from mgota.transports.http import page as module
 
@@ -47,3 +49,13 @@ def test_without_the_part_from_npm_it_says_what_to_do(mgota: Terminal, tmp_path:
 def test_an_installation_without_the_page_says_so(mgota: Terminal, tmp_path: Path, parts: dict[str, bytes]) -> None:
     parts.clear()
     assert "not in this installation" in mgota("page", tmp_path / "updater.html").line
+
+
+def test_a_virtual_device_shows_its_page_unless_told_not_to(tmp_path: Path) -> None:
+    with Serving("--slots", tmp_path / "a") as device, urllib.request.urlopen(device.url, timeout=10) as reply:
+        assert b"<title>Firmware update</title>" in reply.read()
+    with Serving("--slots", tmp_path / "a", "--no-page") as device:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(device.url, timeout=10)
+        refused.value.close()
+        assert refused.value.code == 404

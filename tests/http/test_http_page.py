@@ -41,7 +41,6 @@ async def test_the_page_is_one_document_that_loads_nothing_and_may_be_framed_by_
         ("cache-control", "no-store"),
         ("x-frame-options", "DENY"),
         ("cross-origin-resource-policy", "same-origin"),
-        ("cross-origin-opener-policy", "same-origin"),
         ("referrer-policy", "same-origin"),
     ):
         assert reply.get(name) == value

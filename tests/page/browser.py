@@ -93,7 +93,7 @@ class Tab:
         tab = cls(context.new_page())
         yield tab
         context.close()
-        assert tab.troubles == []
+        assert not tab.troubles, tab.troubles
 
     def text(self, name: str) -> str:
         return self.page.locator(f"#{name}").inner_text()

@@ -1,7 +1,6 @@
 """The updater page in Chromium, opened from a disk: devices behind a real mosquitto, over WebSockets."""
 
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 from browser import MQTT, Tab, npm, status
 from mosquitto import Mosquitto
+from paho.mqtt import publish
 from playwright.sync_api import expect
 from terminal import Serving, Shop, run
 
@@ -73,8 +73,7 @@ def presents(tab: Tab, name: str, *texts: str) -> None:
 
 def say(broker: Mosquitto, topic: str, payload: str) -> None:
     """A retained message of somebody."""
-    command = ["mosquitto_pub", "-p", str(broker.port), "-t", topic, "-r", "-m", payload]
-    subprocess.run(command, check=True, timeout=20)
+    publish.single(topic, payload, qos=1, retain=True, hostname="127.0.0.1", port=broker.port)
 
 
 def test_devices_are_listed_and_one_is_updated(tab: Tab, page_file: str, site: Site, shop: Shop) -> None:

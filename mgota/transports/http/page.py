@@ -33,7 +33,6 @@ def page_of_device(api: str) -> Response:
         ("Content-Security-Policy", page.policy),
         ("X-Frame-Options", "DENY"),
         ("Cross-Origin-Resource-Policy", "same-origin"),
-        ("Cross-Origin-Opener-Policy", "same-origin"),
         ("Referrer-Policy", "same-origin"),
     )
     return Response(body=page.body, content_type="text/html; charset=utf-8", headers=headers)
