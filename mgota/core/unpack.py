@@ -2,7 +2,7 @@
 
 What is signed, hashed and counted is the unpacked image. Rules:
 - the size of the unpacked image is known before: the output stops there, whatever the input still promises;
-- a piece of output is at most as large as `PIECE`, or what a kibibyte of zstd can stand for: a bomb fills no memory;
+- a piece of output is at most as large as `PIECE`, or as what 256 bytes of zstd can stand for: 8 MiB;
 - several members or frames, one after another, are one image, as gzip(1) and zstd(1) have it; what follows them and is
   none is refused;
 - zstd windows beyond `WINDOW` are refused: its default levels stay below, `--long` does not.
@@ -23,7 +23,7 @@ PIECE = 1 << 18
 WINDOW = 8 << 20
 """Bytes of the largest window of zstd, which is held in memory."""
 
-_SLICE = 1 << 10  # of zstd's input: it has no limit of output, and four bytes can stand for 128 KiB
+_SLICE = 1 << 8  # of zstd's input: it has no limit of output, and four bytes can stand for 128 KiB
 _GZIP = 16 + zlib.MAX_WBITS
 
 
@@ -70,24 +70,25 @@ class Unpacker:
             OverrunError: it is more than was announced.
             MalformedError: they are not packed like that.
         """
-        rest = bytes(data)
+        rest = memoryview(bytes(data))
         while rest:
             if self._member is None or self._member.eof:
                 self._member = self._begin()
-            head, rest = (rest, b"") if self._zstd is None else (rest[:_SLICE], rest[_SLICE:])
+            head, rest = (rest, rest[:0]) if self._zstd is None else (rest[:_SLICE], rest[_SLICE:])
             for piece in self._pieces(head):
                 self.done += len(piece)
                 if self.done > self.size:
                     raise OverrunError(self.size)
                 yield piece
-            rest = self._member.unused_data + rest
+            if unused := self._member.unused_data:
+                rest = memoryview(unused + rest)
 
     def _begin(self) -> Any:
         if self._zstd is None:
             return zlib.decompressobj(_GZIP)
         return self._zstd.ZstdDecompressor(max_window_size=WINDOW).decompressobj()
 
-    def _pieces(self, data: bytes) -> Iterator[bytes]:
+    def _pieces(self, data: memoryview) -> Iterator[bytes]:
         """What bytes of one member stand for; what lies behind its end is its `unused_data` then."""
         limit = () if self._zstd is not None else (PIECE,)
         try:
