@@ -24,6 +24,29 @@ SOURCES = sorted(EXAMPLES.rglob("*.py"))
 
 
 @contextmanager
+def update_server(directory: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    command = [sys.executable, str(EXAMPLES / "update_server.py"), str(directory), "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            ready, _, _ = select.select([process.stdout], [], [], 30)
+            yield process.stdout.readline().split()[-1] if ready else "", process
+        finally:
+            process.kill()
+
+
+def test_the_update_server_serves_and_tells_who_went_back(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b"{}")
+    with update_server(tmp_path) as (url, process):
+        with urllib.request.urlopen(f"{url}/manifest.json?id=dev7&version=1.0&boot=3", timeout=30) as reply:
+            assert reply.read() == b"{}"
+        assert process.stdout
+        ready, _, _ = select.select([process.stdout], [], [], 30)
+        assert ready
+        assert process.stdout.readline() == "dev7 went back to 1.0\n"
+
+
+@contextmanager
 def minimal_device(directory: Path) -> Iterator[str]:
     command = [sys.executable, str(EXAMPLES / "minimal_device.py"), str(directory), "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -18,6 +18,7 @@ _COMMANDS = {
     "rollback": ("mgota.cli.control", "Return to the previous image."),
     "pull": ("mgota.cli.pull", "Fetch an update for a device on this machine."),
     "serve": ("mgota.cli.serve", "Be a virtual device."),
+    "publish": ("mgota.cli.publish", "Serve manifests and images, and show which devices asked."),
     "page": ("mgota.cli.page", "Write the updater page for devices behind an MQTT broker, as one file."),
     "run": ("mgota.cli.run", "Start the program in the running slot, and watch it."),
     "targets": ("mgota.cli.targets", "List the chips, their flash memories, and how safe their swap is."),

@@ -143,3 +143,10 @@ def stream_ends(stream: ByteStream) -> Ends:
         str(peer[0]) if isinstance(peer, tuple) else "local",
         secure is not None,
     )
+
+
+def own_names() -> tuple[str, ...]:
+    """The names that this machine is known by in its own network: the host's, and that with mDNS's suffix."""
+    name = socket.gethostname()
+    label = name.partition(".")[0]
+    return (name, label, f"{label}.local") if label.replace("-", "").isalnum() and name.isascii() else ()

@@ -30,7 +30,7 @@ from mgota.pieces import Pieces
 from mgota.session import OtaSession
 from mgota.transports.http.channel import StreamChannel
 from mgota.transports.http.connection import Exchange
-from mgota.transports.http.conversation import Life, converse, converse_on, stream_ends
+from mgota.transports.http.conversation import Life, converse, converse_on, own_names, stream_ends
 from mgota.transports.http.message import App, Authenticator, Request, Response
 from mgota.transports.http.older import TRUE, Older
 from mgota.transports.http.page import page_of_device
@@ -104,7 +104,7 @@ class OtaHttp:
         self._on_finished = on_finished
         self._activate = activate
         self._budget = FailureBudget()
-        names = (*allow_hosts, *_own_names())
+        names = (*allow_hosts, *own_names())
         self._edge = Edge(
             prefix=prefix,
             legacy_get=legacy_get,
@@ -319,10 +319,3 @@ class OtaHttp:
             audit.warning("access refused: %d to %s for %s %s: %s", *what)
         await self._reply(exchange, ends, Response.line(refusal.reason, refusal.status, refusal.headers))
         return False
-
-
-def _own_names() -> tuple[str, ...]:
-    """The names that this machine is known by in its own network: the host's, and that with mDNS's suffix."""
-    name = socket.gethostname()
-    label = name.partition(".")[0]
-    return (name, label, f"{label}.local") if label.replace("-", "").isalnum() and name.isascii() else ()
