@@ -7,6 +7,7 @@ from hashlib import sha256
 from itertools import count
 from typing import Any
 
+from mgota.core.receive import Activate, Answer, Begin, GiveUp, Operation, Read, Receiving, Seal, Write
 from mgota.core.rpc import (
     OK,
     STATUS,
@@ -100,6 +101,53 @@ class SmallDevice:
         if not piece.data:
             self.installed = bytes(self.data)
         return Reply(request.reply_to, OK)
+
+
+class RuledDevice(SmallDevice):
+    """Takes chunks by the rules of a real one, into memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rules = Receiving()
+
+    def restart(self) -> None:
+        if self.rules.under_way:
+            self.outcome = "interrupted"
+        self.rules = Receiving()
+        self.data.clear()
+
+    def status(self, request: Request) -> Reply:
+        rules = self.rules
+        self.session = rules.session if rules.under_way else None
+        self.total = rules.total
+        return super().status(request)
+
+    def upload(self, request: Request) -> Reply:
+        piece = read_chunk(request)
+        job = self.rules.take(piece)
+        given: bytes | None = None
+        try:
+            while True:
+                given = self._do(job.send(given))
+        except StopIteration as stop:
+            answer: Answer = stop.value
+            return answer.reply(request.reply_to, piece.session)
+
+    def _do(self, operation: Operation) -> bytes | None:
+        match operation:
+            case Begin():
+                self.begun += 1
+                self.data.clear()
+            case Write(data):
+                self.data += data
+                self.written.append(len(data))
+            case Read(offset, size):
+                return bytes(self.data[offset : offset + size])
+            case Activate():
+                self.installed, self.outcome = bytes(self.data), None
+            case GiveUp() | Seal():
+                pass
+        return None
 
 
 FATES = ("there", "there", "there", "lost", "twice", "late", "device", "broker", "online")

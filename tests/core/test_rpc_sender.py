@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 import pytest
-from dialect_bench import FATES, Network, SmallDevice
+from dialect_bench import FATES, Network, RuledDevice, SmallDevice
 from hypothesis import example, given, settings, strategies as st
 
 from mgota import errors
@@ -582,14 +582,17 @@ def test_a_device_knows_uploads_by_one_of_two_names() -> None:
 fates = st.lists(st.sampled_from(FATES), max_size=60)
 
 
+@pytest.mark.parametrize("kind", [SmallDevice, RuledDevice])
 @settings(max_examples=300)
 @given(fates=fates, size=st.integers(1, 1200), chunk=st.integers(1, 300), window=st.integers(1, 9))
 @example(fates=["there"] * 6 + ["device"] * 3, size=100, chunk=100, window=1)
-def test_a_bad_network_never_spoils_an_image(fates: list[str], size: int, chunk: int, window: int) -> None:
+def test_a_bad_network_never_spoils_an_image(
+    kind: type[SmallDevice], fates: list[str], size: int, chunk: int, window: int
+) -> None:
     """A device that restarts is up to three times a matter of the network; more often it may be given up."""
     chunk = max(chunk, size // 40)
     image = os.urandom(size)
-    device = SmallDevice()
+    device = kind()
     push = WindowPush(size, session=SESSION, first_id=1, window=window, chunk=chunk, patience=600.0)
     network = Network(push, image, device, fates)
     restarts = fates.count("device")
@@ -602,11 +605,12 @@ def test_a_bad_network_never_spoils_an_image(fates: list[str], size: int, chunk:
         assert push.acked == size
 
 
+@pytest.mark.parametrize("kind", [SmallDevice, RuledDevice])
 @settings(max_examples=100)
 @given(fates=st.lists(st.sampled_from(["there", "there", "lost", "twice"]), max_size=200))
-def test_a_lossy_network_costs_little(fates: list[str]) -> None:
+def test_a_lossy_network_costs_little(kind: type[SmallDevice], fates: list[str]) -> None:
     """Every loss costs a window at most, every message twice nothing but itself."""
-    device = SmallDevice()
+    device = kind()
     push = windowed(patience=600.0)
     network = Network(push, IMAGE, device, fates)
     network.run()
