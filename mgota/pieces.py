@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from mgota.core.receive import Answer, Receiving
-from mgota.core.rpc import Chunk
+from mgota.core.rpc import Abort, Chunk
 
 Tell = Callable[[Answer], Awaitable[None]]
 """Tells the sender; returns when it has been told."""
@@ -19,11 +19,11 @@ class Pieces(Protocol):
     rules: Receiving
     """How far it is."""
 
-    async def take(self, chunk: Chunk, tell: Tell) -> None:
+    async def take(self, chunk: Chunk | Abort, tell: Tell) -> None:
         """Take a piece and tell its sender.
 
         Args:
-            chunk: the piece.
+            chunk: the piece, or that its sender gives up.
             tell: awaited with the answer; whatever it raises comes out of here.
 
         Raises:

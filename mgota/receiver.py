@@ -32,7 +32,7 @@ from mgota.core.receive import (
     Seal,
     Write,
 )
-from mgota.core.rpc import Chunk
+from mgota.core.rpc import Abort, Chunk
 from mgota.device import Device
 from mgota.errors import FlashError, OtaError, TransferError, TrialRunningError
 from mgota.pieces import Tell
@@ -47,7 +47,7 @@ _STOPPING: Final = "the device is stopping"
 class _Item:
     """A piece on its way through the update, None where silence is what came."""
 
-    def __init__(self, chunk: Chunk | None) -> None:
+    def __init__(self, chunk: Chunk | Abort | None) -> None:
         self.chunk = chunk
         self.answer: Answer | None = None
         self.done = anyio.Event()
@@ -96,11 +96,11 @@ class Receiver:
                 if item is not None and item.answer is None:
                     item.finish(Answer(error=TransferError(_STOPPING)))
 
-    async def take(self, chunk: Chunk, tell: Tell) -> None:
+    async def take(self, chunk: Chunk | Abort, tell: Tell) -> None:
         """Take a piece and tell its sender.
 
         Args:
-            chunk: the piece.
+            chunk: the piece, or that its sender gives up.
             tell: awaited with the answer; whatever it raises comes out of here.
 
         Raises:

@@ -20,12 +20,15 @@ import anyio
 
 from mgota.core.receive import TELL, Answer
 from mgota.core.rpc import (
+    ABORT,
     COMMIT,
     OK,
     ROLLBACK,
     STATUS,
     UPDATE,
     UPLOAD,
+    Abort,
+    Chunk,
     Code,
     Fault,
     Id,
@@ -36,6 +39,7 @@ from mgota.core.rpc import (
     decode_request,
     encode_reply,
     is_reply,
+    read_abort,
     read_chunk,
     read_image,
     read_session,
@@ -92,7 +96,9 @@ class Responder:
     async def _carry_out(self, request: Request, send: Send) -> None:
         match request.method:
             case method if method in _UPLOADS:
-                await self._upload(request, send)
+                await self._take(request, read_chunk(request), send)
+            case method if method == ABORT:
+                await self._take(request, read_abort(request), send)
             case method if method == STATUS:
                 await self._send(Reply(request.reply_to, await self._status(request)), send, certain=True)
             case method if method in {COMMIT, ROLLBACK}:
@@ -100,9 +106,7 @@ class Responder:
             case _:
                 raise RpcError(Code.UNKNOWN_METHOD, "there is no such method", request.reply_to)
 
-    async def _upload(self, request: Request, send: Send) -> None:
-        chunk = read_chunk(request)
-
+    async def _take(self, request: Request, chunk: Chunk | Abort, send: Send) -> None:
         async def tell(answer: Answer) -> None:
             # With a session the sender asks again; but who resets next cannot answer then.
             certain = chunk.session is None or answer.activated

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from mgota.core.rpc import OK, Chunk, Fault, Id, Reply, Standing, code_of, kind_of
+from mgota.core.rpc import OK, Abort, Chunk, Fault, Id, Reply, Standing, code_of, kind_of
 from mgota.errors import (
     BusyError,
     OtaError,
@@ -179,8 +179,10 @@ class Receiving:
             return silence
         return self._patience.idle
 
-    def take(self, chunk: Chunk) -> Job:
-        """What to do with a piece."""
+    def take(self, chunk: Chunk | Abort) -> Job:
+        """What to do with a piece, or with a sender that gives up."""
+        if isinstance(chunk, Abort):
+            return (yield from self._given_up(chunk))
         if self.under_way:
             if chunk.session != self.session:
                 return _refused(UpdateRunningError("another upload is under way"))
@@ -194,6 +196,13 @@ class Receiving:
         if chunk.offset:
             return _refused(WrongOffsetError(0, chunk.offset), following=0)
         return (yield from self._begin(chunk))
+
+    def _given_up(self, abort: Abort) -> Job:
+        if not self.under_way or abort.session != self.session:
+            return _refused(TransferError("no upload of this session is under way"))
+        yield GiveUp(TransferError("its sender gave it up"))
+        self.phase = Phase.IDLE  # and not over: it may begin again at 0
+        return Answer(next=0)
 
     def waited(self) -> Job:
         """What to do when nothing came for as long as `patience` says."""

@@ -31,6 +31,7 @@ MAX_FRAME: Final = 4 * MAX_CHUNK // 3 + 4096
 
 UPLOAD: Final = "ota.upload"
 UPDATE: Final = "ota.update"
+ABORT: Final = "ota.abort"
 STATUS: Final = "ota.status"
 COMMIT: Final = "ota.commit"
 ROLLBACK: Final = "ota.rollback"
@@ -114,6 +115,17 @@ class Chunk:
     offset: int
     data: bytes
     session: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """A sender gives its upload up: the device is free for another.
+
+    Args:
+        session: its own.
+    """
+
+    session: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +241,11 @@ def encode_upload(reply_to: int, chunk: Chunk, method: str = UPLOAD) -> bytes:
     return b"".join((head, b64encode(chunk.data), b'"', session, b"}}"))
 
 
+def abort_request(reply_to: Id, abort: Abort) -> Request:
+    """The request that gives an upload up."""
+    return Request(reply_to, ABORT, {"session": abort.session})
+
+
 def presence(*, online: bool, version: str | None) -> bytes:
     """What a device says of itself, and leaves behind as its last will.
 
@@ -337,6 +354,18 @@ def read_session(request: Request) -> str | None:
     if session is None or (isinstance(session, str) and _SESSION.fullmatch(session)):
         return session
     raise RpcError(Code.BAD_PARAMS, "session is not 16 to 64 letters, digits, - and _", request.reply_to)
+
+
+def read_abort(request: Request) -> Abort:
+    """Whose upload is given up.
+
+    Raises:
+        RpcError: it does not say.
+    """
+    session = read_session(request)
+    if session is None:
+        raise RpcError(Code.BAD_PARAMS, "whose upload? a session is missing", request.reply_to)
+    return Abort(session)
 
 
 def read_image(request: Request) -> str | None:

@@ -118,6 +118,11 @@ class WindowPush:
         if self.phase in {Phase.ASKING, Phase.SENDING, Phase.ENDING}:
             self._ask()
 
+    def new_id(self) -> int:
+        """The id of another request."""
+        self._next += 1
+        return self._next - 1
+
     def next_message(self, now: float) -> Message | None:
         """What to send now; None when there is nothing until an answer comes, or `deadline`."""
         if self.phase is Phase.SENDING:
@@ -127,16 +132,16 @@ class WindowPush:
         self._out = True
         self._arm(now)
         if self.phase is Phase.ASKING:
-            return Ask(self._new_id())
+            return Ask(self.new_id())
         self._ended = True
-        end = Chunk(self._new_id(), self.total, 0)
+        end = Chunk(self.new_id(), self.total, 0)
         self._flight[end.id] = end.offset
         return end
 
     def _next_chunk(self, now: float) -> Chunk | None:
         if self._sent >= self.total or self._sent - self.acked >= self._open:
             return None
-        chunk = Chunk(self._new_id(), self._sent, min(self._chunk, self.total - self._sent))
+        chunk = Chunk(self.new_id(), self._sent, min(self._chunk, self.total - self._sent))
         self._flight[chunk.id] = chunk.offset
         self._sent += chunk.size
         self._top = max(self._top, self._sent)
@@ -310,10 +315,6 @@ class WindowPush:
     def _arm(self, now: float) -> None:
         if self._due is None:
             self._due = now + self._wait
-
-    def _new_id(self) -> int:
-        self._next += 1
-        return self._next - 1
 
 
 def _digest(image: object) -> object:

@@ -19,7 +19,7 @@ from mgota.core.receive import (
     Seal,
     Write,
 )
-from mgota.core.rpc import OK, Chunk, Code, Fault, Reply, Standing
+from mgota.core.rpc import OK, Abort, Chunk, Code, Fault, Reply, Standing
 from mgota.errors import (
     BadSignatureError,
     OtaError,
@@ -391,6 +391,21 @@ def test_after_an_activation_anybody_may_begin_and_the_device_says_no() -> None:
     assert error(bench.piece(0)) is TrialRunningError
     assert error(bench.piece(4096, session=A)) is WrongOffsetError
     assert bench.piece(0, session=A).error is None  # it was only staged
+
+
+def test_a_sender_that_gives_up_frees_the_device_and_may_begin_again() -> None:
+    bench = Bench()
+    assert error(bench.drive(bench.rules.take(Abort(A)))) is TransferError
+    bench.piece(0, session=A)
+    assert error(bench.drive(bench.rules.take(Abort(B)))) is TransferError
+    assert bench.rules.under_way, "another one's word counts for nothing"
+    assert bench.drive(bench.rules.take(Abort(A))) == Answer(next=0)
+    assert bench.done[-1] == "GiveUp"
+    assert not bench.rules.under_way
+    assert error(bench.drive(bench.rules.take(Abort(A)))) is TransferError
+    assert bench.piece(0, session=A).error is None
+    assert bench.drive(bench.rules.take(Abort(A))).error is None
+    assert bench.piece(0, session=B).error is None
 
 
 def test_answers_as_frames() -> None:

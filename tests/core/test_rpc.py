@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, strategies as st
 
 from mgota.core.rpc import (
+    ABORT,
     KINDS,
     MAX_CHUNK,
     MAX_FRAME,
     OK,
     UPDATE,
+    Abort,
     Chunk,
     Code,
     Fault,
@@ -21,6 +23,7 @@ from mgota.core.rpc import (
     Request,
     RpcError,
     Standing,
+    abort_request,
     code_of,
     decode_reply,
     decode_request,
@@ -30,6 +33,7 @@ from mgota.core.rpc import (
     is_reply,
     is_session,
     presence,
+    read_abort,
     read_chunk,
     read_image,
     read_session,
@@ -272,3 +276,14 @@ def test_a_reply_that_went_astray_is_known() -> None:
     assert is_reply(b'{"id":1,"error":{}}')
     assert not is_reply(b'{"id":1,"method":"x","params":{"result":1}}')
     assert not is_reply(b"nonsense")
+
+
+def test_an_abort_names_its_session() -> None:
+    request = decode_request(encode_request(abort_request(7, Abort("s" * 16))))
+    assert (request.reply_to, request.method) == (7, ABORT)
+    assert read_abort(request) == Abort("s" * 16)
+    wrong: list[dict[str, object]] = [{}, {"session": None}, {"session": "short"}, {"session": 5}]
+    for params in wrong:
+        with pytest.raises(RpcError) as caught:
+            read_abort(Request(7, ABORT, params))
+        assert caught.value.code is Code.BAD_PARAMS

@@ -446,3 +446,14 @@ async def test_leaving_gives_up_what_is_under_way_and_errors_come_out_unwrapped(
     assert fake.flash.aborted == 1
     with pytest.raises(ConfigError):
         await serve(fake.device, "http://x/y/z").__aenter__()
+
+
+async def test_a_sender_that_gives_up_frees_the_device_at_once(mosquitto: Mosquitto) -> None:
+    async with bench(mosquitto, FakeDevice()) as tool:
+        assert "result" in await tool.chunk(0, IMAGE[:5000], session=SESSION)
+        assert "error" in await tool.ask("ota.abort", {"session": "x" * 16})
+        assert (await tool.ask("ota.status"))["result"]["next"] == 5000
+        assert (await tool.ask("ota.abort", {}))["error"]["code"] == -32602
+        assert (await tool.ask("ota.abort", {"session": SESSION}))["result"] == {"session": SESSION, "next": 0}
+        assert (await tool.ask("ota.status"))["result"]["next"] is None
+        assert (await tool.chunk(0, IMAGE[:4096]))["result"] == "ok"

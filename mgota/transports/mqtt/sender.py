@@ -9,6 +9,7 @@ says what to do and whose message is the device's own line. Rules:
 - a piece of the image is in memory at a time;
 - a broker that cannot be reached at first is an error at once; one that goes away is waited for while patience lasts;
 - a device that is known to be offline, or of which nobody ever heard, has 15 seconds, and then it is said plainly;
+- who leaves early tells the device, so that it need not wait for the rest;
 - commit and rollback are sent once: sent again, they might hit what they led to.
 """
 
@@ -125,10 +126,13 @@ class Remote:
             while not talk.over:
                 try:
                     async with connected(self._broker, talk.inbox.put) as link:
-                        await talk.begin(link)
-                        yield talk.progress
-                        while await talk.advance(link):
+                        try:
+                            await talk.begin(link)
                             yield talk.progress
+                            while await talk.advance(link):
+                                yield talk.progress
+                        finally:
+                            talk.leave(link)
                 except TransferError as exc:  # the broker's; what the device says is kept in the talk
                     if not talk.begun:
                         raise

@@ -9,12 +9,22 @@ Rules:
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import anyio
 
-from mgota.core.rpc import STATUS, Chunk as Piece, Reply, Request, decode_reply, encode_request, encode_upload
+from mgota.core.rpc import (
+    STATUS,
+    Abort,
+    Chunk as Piece,
+    Reply,
+    Request,
+    abort_request,
+    decode_reply,
+    encode_request,
+    encode_upload,
+)
 from mgota.core.rpc_sender import Ask, Message, Phase, read_online
 from mgota.core.rpc_single import SinglePush
 from mgota.core.rpc_window import SIGNATURES, WindowPush
@@ -214,12 +224,20 @@ class Talk:
             ConfigError: the image cannot be read.
         """
         push, size = self._push, self._source.size
-        mark = push.acked + STEP if push.acked == size else min(push.acked + STEP, size)
+        start = push.acked
+        mark = start + STEP if start == size else min(start + STEP, size)
         async with watched(link, self.inbox):
-            while not self.over and push.acked < mark:
+            while not self.over and start <= push.acked < mark:
                 await self._send(link)
                 await self._hear()
         return not self.over
+
+    def leave(self, link: Link) -> None:
+        """The connection is left. A push that has not ended well is given up: the device need not wait for it."""
+        push, broken = self._push, self.inbox.broken
+        if isinstance(push, WindowPush) and push.heard and not push.done and broken is None:
+            with suppress(TransferError):
+                link.post(self._rx, encode_request(abort_request(push.new_id(), Abort(push.session))))
 
     async def pause(self, seconds: float) -> None:
         """Between two connections: no longer than patience lasts."""
