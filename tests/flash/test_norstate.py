@@ -9,6 +9,7 @@ import pytest
 from mgota import Device, OtaSession, Slot, State, boot_check, commit
 from mgota.core.boot import Verdict
 from mgota.core.geometry import Area, Sector, uniform
+from mgota.core.keychain import KeyChain
 from mgota.core.record import BootRecord, SlotImage, encode_record
 from mgota.core.recordlog import Kind as LogKind, encode_entry
 from mgota.core.swap import JournalPlace, SwapState, plan_swap
@@ -46,6 +47,34 @@ async def test_a_blank_memory_has_no_record_and_stays_blank() -> None:
     assert await store.load() is None
     assert await store.load() is None
     assert flash.operations.changes == 0
+
+
+async def test_a_record_with_floor_and_rotated_keys_fits_sectors_of_4_kib() -> None:
+    image = SlotImage(
+        size=1 << 20,
+        image_size=(1 << 20) + 64,
+        sha256="ab" * 32,
+        version="1.2.3",
+        proven=True,
+        image_sha256="cd" * 32,
+        sequence=7,
+    )
+    keys = KeyChain(keys=("A" * 86 + "==",) * 2, threshold=2, left=("0" * 16,) * 3, retired=("0" * 16,) * 3)
+    full = BootRecord(
+        revision=1,
+        a=image,
+        b=image,
+        reason="it hung" * 5,
+        failed_sha256="ab" * 32,
+        failed_image_sha256="cd" * 32,
+        failed_version="1.2.2",
+        floor="1.2.3",
+        sequence=7,
+        chain=keys,
+    )
+    flash = memory()
+    await state(flash).store(full)
+    assert await state(flash).load() == full
 
 
 async def test_the_newest_record_is_found_again_whoever_asks() -> None:

@@ -211,6 +211,18 @@ async def test_a_client_that_goes_away_in_the_middle_leaves_no_file_open(shelf: 
                     await anyio.sleep(0.01)
 
 
+async def test_a_client_that_takes_nothing_is_cut_off(shelf: Path) -> None:
+    with (shelf / "big.bin").open("wb") as file:
+        file.truncate(256 << 20)
+    limits = Limits(idle=0.2, connections=1, per_address=1)
+    async with publish(shelf, limits=limits) as server, await Client.open(server.port) as client:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await client.send(request("GET", "/big.bin"))
+        with anyio.fail_after(20):
+            while await once(server, "/manifest.json") != 200:  # 503 as long as the other one holds the place
+                await anyio.sleep(0.05)
+
+
 async def test_memory_stays_flat_however_large_the_file_and_slow_the_client(shelf: Path) -> None:
     size = 48 << 20
     with (shelf / "big.bin").open("wb") as file:
