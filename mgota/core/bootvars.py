@@ -1,12 +1,13 @@
 """What a boot script keeps in the variables of a bootloader: which slot it starts, and what it does when that fails.
 
-Two conventions, each as a pure function from variables to changes of them; an empty answer means: nothing to do. Both
+Conventions, each as a pure function from variables to changes of them; an empty answer means: nothing to do. Both
 say four things, and say each in one write, for a cut between two would leave something that nobody meant:
 
 | | `select` the other slot | `select` the running slot | `settle` | `tried` |
 |---|---|---|---|---|
 | means | it boots next, the running one is the way back | nothing else may boot | this boot was good | given up |
 | `BootOrder` | "B A", both LEFT full | "A", LEFT full, other LEFT 0 | LEFT full | first, and its LEFT is 0 |
+| `GrubOrder` | "B A", both OK=1 TRY=0 | "A", OK=1 TRY=0, other OK=0 | TRY=0 | first, and its TRY is 1 |
 | `BootCount` | slot, upgrade_available=1, bootcount=0 | slot, 0, 0 | 0, 0 | bootcount > bootlimit |
 
 Rules:
@@ -15,8 +16,8 @@ Rules:
 - a proven image in the other slot is a way back: `settle` says so, and offers it to the boot script again;
 - numbers of BOOT_x_LEFT are hexadecimal, as U-Boot's `setexpr` makes them; those of bootcount are decimal.
 
-Sources: RAUC, "Integration: U-Boot" and contrib/uboot.sh; U-Boot, doc/README.bootcount and drivers/bootcount. RAUC
-changes its variables in two writes; SWUpdate's documentation says why that can brick.
+Sources: RAUC, "Integration: U-Boot" and contrib/uboot.sh, contrib/grub.conf; U-Boot, doc/README.bootcount.
+RAUC changes its variables in two writes; SWUpdate's documentation says why that can brick.
 """
 
 from collections.abc import Mapping
@@ -56,6 +57,12 @@ class Convention(Protocol):
         ...
 
 
+def _check_words(names: Mapping[Slot, str], variable: str) -> None:
+    one, two = (names[slot] for slot in Slot)
+    if one == two or not all(name and not set(name) & set(" =\0\n") for name in (one, two)):
+        raise ConfigError(f"{variable} needs two names for its slots, and {one!r} and {two!r} are none")
+
+
 def _names() -> dict[Slot, str]:
     return {Slot.A: "A", Slot.B: "B"}
 
@@ -78,9 +85,7 @@ class BootOrder:
     attempts: int = 3
 
     def __post_init__(self) -> None:
-        one, two = (self.names[slot] for slot in Slot)
-        if one == two or not all(name and not set(name) & set(" =\0") for name in (one, two)):
-            raise ConfigError(f"BOOT_ORDER needs two names for its slots, and {one!r} and {two!r} are none")
+        _check_words(self.names, "BOOT_ORDER")
         if not 1 <= self.attempts <= 15:
             raise ConfigError(f"a slot gets between 1 and 15 attempts to boot, not {self.attempts}")
 
@@ -136,6 +141,72 @@ class BootOrder:
 
 def _left_of(name: str) -> str:
     return f"BOOT_{name}_LEFT"
+
+
+@dataclass(frozen=True)
+class GrubOrder:
+    """RAUC's convention for GRUB: ORDER, and for each name in it x_OK and x_TRY.
+
+    The boot script starts the first name that is OK and was not tried, after it has set its x_TRY to 1. So a slot gets
+    one attempt, and every good boot has to say so.
+
+    Args:
+        names: of the slots in ORDER. Other names in it stay behind them.
+
+    Raises:
+        ConfigError: the names are equal or none.
+    """
+
+    names: Mapping[Slot, str] = field(default_factory=_names)
+
+    def __post_init__(self) -> None:
+        _check_words(self.names, "ORDER")
+
+    def selected(self, variables: Variables) -> Slot | None:
+        """The slot that the boot script starts next."""
+        slots = {name: slot for slot, name in self.names.items()}
+        return next((slots.get(name) for name in self._order(variables) if self._boots(variables, name)), None)
+
+    def select(self, variables: Variables, slot: Slot, *, running: Slot) -> Changes:
+        """Make `slot` the first; the other one stays behind it only as the way back to what runs."""
+        back = slot is not running
+        first = [self.names[slot], self.names[slot.other]] if back else [self.names[slot]]
+        order = first + [name for name in self._order(variables) if name not in self.names.values()]
+        return self._changes(variables, order, {slot: True, slot.other: back})
+
+    def settle(self, variables: Variables, running: Slot, *, fallback: bool) -> Changes:
+        """Let the running slot be tried again; behind it stands the other one, if there is something to boot."""
+        order = self._order(variables)
+        name, other = self.names[running], self.names[running.other]
+        good = {running: True}
+        if not fallback:
+            order, good[running.other] = [each for each in order if each != other], False
+        elif name in order[:1]:
+            order = [name, other, *(each for each in order if each not in (name, other))]
+            good[running.other] = True
+        if name not in order:
+            order.append(name)
+        return self._changes(variables, order, good)
+
+    def tried(self, variables: Variables, slot: Slot) -> bool:
+        """Whether the slot still stands first, and was tried."""
+        name = self.names[slot]
+        return name in self._order(variables)[:1] and not self._boots(variables, name)
+
+    def _order(self, variables: Variables) -> list[str]:
+        return list(dict.fromkeys(variables.get("ORDER", " ".join(self.names.values())).split()))
+
+    @staticmethod
+    def _boots(variables: Variables, name: str) -> bool:
+        return variables.get(f"{name}_OK", "1") == "1" and variables.get(f"{name}_TRY", "0") == "0"
+
+    def _changes(self, variables: Variables, order: list[str], good: Mapping[Slot, bool]) -> Changes:
+        wanted: Changes = {"ORDER": " ".join(order).ljust(len(" ".join(self.names.values())))}
+        for slot, is_good in good.items():
+            wanted |= {f"{self.names[slot]}_OK": "1" if is_good else "0", f"{self.names[slot]}_TRY": "0"}
+        if variables.get("ORDER", "").split() == order:
+            del wanted["ORDER"]
+        return {name: value for name, value in wanted.items() if variables.get(name) != value}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from mgota.core.bootvars import BootCount, BootOrder, Convention, Variables
+from mgota.core.bootvars import BootCount, BootOrder, Convention, GrubOrder, Variables
 from mgota.core.geometry import Slot
 from mgota.errors import ConfigError
 
@@ -29,6 +29,15 @@ def uboot_boot(variables: dict[str, str]) -> Slot | None:
     return Slot(variables["boot_slot"].lower())
 
 
+def grub_boot(variables: dict[str, str]) -> Slot | None:
+    """RAUC's script for GRUB: start the first name that is OK and was not tried, and say that it was."""
+    for name in variables.get("ORDER", "A B").split():
+        if variables.get(f"{name}_OK", "1") == "1" and variables.get(f"{name}_TRY", "0") == "0" and name in "AB":
+            variables[f"{name}_TRY"] = "1"
+            return Slot(name.lower())
+    return None
+
+
 def apply(variables: dict[str, str], changes: dict[str, str | None]) -> None:
     for name, value in changes.items():
         assert value is not None
@@ -36,7 +45,9 @@ def apply(variables: dict[str, str], changes: dict[str, str | None]) -> None:
 
 
 START = {"BOOT_ORDER": "A B", "boot_slot": "A", "upgrade_available": "0", "bootcount": "0", "bootlimit": "1"}
-BOTH = pytest.mark.parametrize(("convention", "boot"), [(BootOrder(), rauc_boot), (BootCount(), uboot_boot)])
+BOTH = pytest.mark.parametrize(
+    ("convention", "boot"), [(BootOrder(), rauc_boot), (BootCount(), uboot_boot), (GrubOrder(), grub_boot)]
+)
 
 
 @BOTH
@@ -100,6 +111,17 @@ def test_after_a_fallback_the_order_stays_and_what_runs_is_kept() -> None:
     assert variables["BOOT_ORDER"] == "R A"
 
 
+def test_grub_after_a_fallback_keeps_the_order() -> None:
+    variables = {"ORDER": "B A R", "B_TRY": "1", "A_TRY": "1"}
+    apply(variables, GrubOrder().settle(variables, A, fallback=True))
+    assert variables == {"ORDER": "B A R", "B_TRY": "1", "A_TRY": "0", "A_OK": "1"}
+    apply(variables, GrubOrder().settle(variables, A, fallback=False))
+    assert variables == {"ORDER": "A R", "B_TRY": "0", "A_TRY": "0", "A_OK": "1", "B_OK": "0"}
+    variables["ORDER"] = "R"
+    apply(variables, GrubOrder().settle(variables, A, fallback=True))
+    assert variables["ORDER"] == "R A"
+
+
 def test_other_names_stay_and_the_length_too() -> None:
     variables = {"BOOT_ORDER": "A R B"}
     apply(variables, BootOrder().select(variables, B, running=A))
@@ -132,9 +154,13 @@ def test_a_limit_is_set_where_there_is_none() -> None:
     assert count.settle({"boot_slot": "A", "bootcount": "1"}, A, fallback=True) == {"bootcount": "0"}
 
 
-@given(st.dictionaries(st.sampled_from([*START, "BOOT_A_LEFT", "BOOT_B_LEFT"]), st.text(max_size=5)))
+@given(
+    st.dictionaries(
+        st.sampled_from([*START, "BOOT_A_LEFT", "BOOT_B_LEFT", "ORDER", "A_OK", "B_TRY"]), st.text(max_size=5)
+    )
+)
 def test_any_variables_are_answered(variables: Variables) -> None:
-    for convention in (BootOrder(), BootCount()):
+    for convention in (BootOrder(), BootCount(), GrubOrder()):
         for slot in Slot:
             found = dict(variables)
             convention.tried(found, slot)
@@ -151,6 +177,8 @@ def test_wrong_names_are_refused(names: dict[Slot, str]) -> None:
 
 def test_wrong_numbers_are_refused() -> None:
     for attempts in (0, 16):
+        with pytest.raises(ConfigError):
+            GrubOrder({A: "A", B: "A"})
         with pytest.raises(ConfigError):
             BootOrder(attempts=attempts)
     assert BootOrder(attempts=15).attempts == 15
