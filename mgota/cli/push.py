@@ -25,7 +25,7 @@ log = logging.getLogger("mgota.cli")
 @click.argument("url", required=False)
 @click.option("--devices", type=FILE, metavar="FILE", help="Push to every device in this file; see above.")
 @click.option("--jobs", type=click.IntRange(min=1), default=8, show_default=True, help="How many at a time.")
-@click.option("--window", type=click.IntRange(1, 256), help="Over MQTT: chunks in flight.  [default: 8]")
+@click.option("--window", type=click.IntRange(1, 32), help="Over MQTT: chunks in flight.  [default: 8]")
 @click.option(
     "--chunk",
     type=click.IntRange(1, 65536),

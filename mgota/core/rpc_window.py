@@ -27,6 +27,12 @@ from mgota.errors import ConfigError, MalformedError, StalledError, TransferErro
 WINDOW: Final = 8
 """Chunks in flight."""
 
+MAX_WINDOW: Final = 32
+"""Chunks in flight, at most: a device keeps 64 messages and a MiB that it has no time for, and drops what is more."""
+
+MAX_FLIGHT: Final = 512 * 1024
+"""Bytes of the image in flight, at most: as base64 they are two thirds of that MiB."""
+
 CHUNK: Final = 16 * 1024
 """Bytes of a chunk with a session."""
 
@@ -65,8 +71,8 @@ class WindowPush:
         chunk: int = CHUNK,
         patience: float = 60.0,
     ) -> None:
-        if not 1 <= chunk <= MAX_CHUNK or window < 1 or not is_session(session):
-            raise ConfigError(f"a chunk has 1 to {MAX_CHUNK} bytes, and a window at least one chunk")
+        if not (1 <= chunk <= MAX_CHUNK and 1 <= window <= MAX_WINDOW) or not is_session(session):
+            raise ConfigError(f"a chunk has 1 to {MAX_CHUNK} bytes, and a window 1 to {MAX_WINDOW} chunks")
         self.total = total
         self.session = session
         self.acked = 0
@@ -78,7 +84,7 @@ class WindowPush:
         self.phase = Phase.AWAY
         self.method = UPLOAD
         """By what name the device is asked."""
-        self._chunk, self._most = chunk, window * chunk
+        self._chunk, self._most = chunk, min(window * chunk, MAX_FLIGHT)
         self._first, self._next = first_id, first_id  # ids of this attempt: from the one on, up to the other
         self._patience = patience
         self._moved: float | None = None

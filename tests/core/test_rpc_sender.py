@@ -23,7 +23,7 @@ from mgota.core.rpc import (
 )
 from mgota.core.rpc_sender import MAX_ATTEMPTS, MAX_LINE, Ask, Chunk, Phase, error_of, read_online
 from mgota.core.rpc_single import SINGLE_CHUNK, SinglePush
-from mgota.core.rpc_window import LOOK_AGAIN, RETRY, RETRY_MAX, WindowPush
+from mgota.core.rpc_window import LOOK_AGAIN, MAX_FLIGHT, MAX_WINDOW, RETRY, RETRY_MAX, WindowPush
 
 SESSION = "a-session-of-test"
 IMAGE = os.urandom(1000)
@@ -75,6 +75,17 @@ def test_one_chunk_first_and_then_a_window_of_them() -> None:
     push.take(standing(first + 2, 300), 0.0)
     assert messages(push) == [(at, 100) for at in (500, 600)], "one answer may tell of several chunks"
     assert push.acked == 300
+
+
+@pytest.mark.parametrize(
+    ("chunk", "count"), [(MAX_FLIGHT // MAX_WINDOW, MAX_WINDOW), (MAX_CHUNK, MAX_FLIGHT // MAX_CHUNK)]
+)
+def test_no_more_is_in_flight_than_a_device_keeps(chunk: int, count: int) -> None:
+    push = windowed(10 * MAX_FLIGHT, window=MAX_WINDOW, chunk=chunk)
+    first = begun(push)
+    messages(push)
+    push.take(standing(first, chunk), 0.0)
+    assert len(messages(push)) == count
 
 
 def test_the_end_is_sent_once_everything_is_written() -> None:
@@ -396,7 +407,15 @@ def test_what_makes_no_sense_or_is_for_others_is_left_alone(result: object) -> N
 
 
 @pytest.mark.parametrize(
-    "options", [{"chunk": 0}, {"chunk": MAX_CHUNK + 1}, {"window": 0}, {"session": "short"}, {"session": "x" * 65}]
+    "options",
+    [
+        {"chunk": 0},
+        {"chunk": MAX_CHUNK + 1},
+        {"window": 0},
+        {"window": MAX_WINDOW + 1},
+        {"session": "short"},
+        {"session": "x" * 65},
+    ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(errors.ConfigError):
@@ -405,6 +424,7 @@ def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
         with pytest.raises(errors.ConfigError):
             SinglePush(1, first_id=1, **options)
     WindowPush(1, session=SESSION, first_id=1, chunk=MAX_CHUNK, window=1)
+    WindowPush(1, session=SESSION, first_id=1, chunk=1, window=MAX_WINDOW)
     SinglePush(1, first_id=1, chunk=1)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 from mosquitto import Mosquitto
-from terminal import Serving, Shop
+from terminal import PROGRAM, Serving, Shop
 
 from mgota import errors
 from mgota.transports.mqtt.sender import Remote, push
@@ -112,7 +112,7 @@ async def test_stop_and_wait_against_a_device_of_ours(
 
 async def test_who_stops_a_push_may_begin_another_at_once(url: str, shop: Shop, tmp_path: Path) -> None:
     """However it was stopped: left early, cancelled, or the process interrupted."""
-    image = shop.image("2.0.0", 2_000_000)
+    image = shop.image("2.0.0", 8_000_000)
     with Serving("--slots", tmp_path / "device", "--key", shop.public, "--mqtt", url):
         async with aclosing(push(image, url)) as steps:
             await anext(steps)
@@ -122,6 +122,12 @@ async def test_who_stops_a_push_may_begin_another_at_once(url: str, shop: Shop, 
                 if step.sent:
                     scope.cancel()
         assert scope.cancelled_caught
+        process = await anyio.open_process([*PROGRAM, "push", str(image), url], stderr=None)
+        assert process.stdout
+        assert b"10 %" in await process.stdout.receive()
+        process.send_signal(signal.SIGINT)
+        await process.aclose()
+        assert process.returncode == 130
         async for _ in push(image, url):
             pass
         await on_trial(url, "2.0.0")
