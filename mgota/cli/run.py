@@ -8,7 +8,15 @@ import anyio
 import click
 
 from mgota.cli.commands import log_to_stderr
-from mgota.cli.options import FOLDER, no_or_some_seconds, read_verifier, trust_options, window_option
+from mgota.cli.options import (
+    FOLDER,
+    floor_option,
+    hardware_option,
+    no_or_some_seconds,
+    read_verifier,
+    trust_options,
+    window_option,
+)
 from mgota.linux.launcher import launch
 
 
@@ -20,6 +28,8 @@ from mgota.linux.launcher import launch
 @click.option("--grace", type=float, callback=no_or_some_seconds, default=5.0, show_default=True, metavar="SECONDS",
               help="From SIGTERM to SIGKILL when the program is to end.")  # fmt: skip
 @trust_options
+@floor_option
+@hardware_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     *,
@@ -29,6 +39,8 @@ def run(
     grace: float,
     keys: tuple[Path, ...],
     trailer: str,
+    floor: str | None,
+    hardware: str | None,
     command: tuple[str, ...],
 ) -> int:
     """Start the program in the running slot, watch it, and roll back what fails on trial.
@@ -41,4 +53,4 @@ def run(
     log_to_stderr(logging.INFO)
     verifier = read_verifier(keys, trailer)
     times = partial(launch, window=window, watchdog=watchdog, grace=grace)
-    return anyio.run(partial(times, directory, command, verifier=verifier))
+    return anyio.run(partial(times, directory, command, verifier=verifier, floor=floor, hardware=hardware))

@@ -5,6 +5,8 @@ The launcher tells its program by the environment:
     MGOTA_DIR           the directory of the device
     MGOTA_SLOT          the slot that this program was started from: "a" or "b"
     MGOTA_WINDOW        seconds of a trial
+    MGOTA_FLOOR         the lowest version that may be installed, if there is one; the program may ask for more
+    MGOTA_HARDWARE      what this device is, if that is known
     MGOTA_TRIAL_UNTIL   on trial only: its end, in seconds of CLOCK_MONOTONIC, which all processes share
     NOTIFY_SOCKET       where the launcher listens (see `mgota.linux.notify`)
     WATCHDOG_USEC       microseconds between two feeds, at most; feeding at half of it is good manners
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mgota.core.geometry import Slot
+from mgota.core.version import highest, order
 from mgota.device import Device
 from mgota.errors import ConfigError, UpdateRunningError
 from mgota.flash.files import FileLock
@@ -34,6 +37,8 @@ from mgota.linux.state import FileState
 DIR = "MGOTA_DIR"
 SLOT = "MGOTA_SLOT"
 WINDOW = "MGOTA_WINDOW"
+FLOOR = "MGOTA_FLOOR"
+HARDWARE = "MGOTA_HARDWARE"
 TRIAL_UNTIL = "MGOTA_TRIAL_UNTIL"
 
 LAUNCHER = "launcher"
@@ -92,7 +97,7 @@ def device_from_environment(environ: Mapping[str, str], **options: Any) -> Devic
 
     Args:
         environ: the environment that the launcher made.
-        options: further arguments of `Device`, which replace those found here.
+        options: further arguments of `Device`, which replace those found here; of two floors the higher one holds.
 
     Raises:
         ConfigError: the environment does not describe a device.
@@ -108,6 +113,10 @@ def device_from_environment(environ: Mapping[str, str], **options: Any) -> Devic
         found["lock"] = OwnTurn(directory, running)
     if environ.get(WINDOW):
         found["window"] = _seconds(environ, WINDOW)
+    if hardware := environ.get(HARDWARE):
+        found["hardware"] = hardware
+    if floor := environ.get(FLOOR):
+        options["floor"] = _higher(floor, options.get("floor"))
     if running and (notifier := Notifier.from_environment(environ)):
         found |= {"watchdog": NotifyWatchdog(notifier), "reset": NotifyReset(notifier)}
     device = file_device(directory, running=running, **{**found, **options})
@@ -115,6 +124,13 @@ def device_from_environment(environ: Mapping[str, str], **options: Any) -> Devic
     if environ.get(TRIAL_UNTIL):
         device.live.trial_until = _seconds(environ, TRIAL_UNTIL)
     return device
+
+
+def _higher(found: str, own: str | None) -> str | None:
+    for floor in (found, own):
+        if floor is not None and order(floor) is None:
+            raise ConfigError(f"the floor {floor!r} is no version that others could be compared with")
+    return highest((found, own))
 
 
 class OwnTurn:

@@ -69,7 +69,8 @@ async def launch(
         watchdog: seconds between two WATCHDOG=1 of the program, at most, from its first one on; None or 0 counts none.
         grace: seconds from SIGTERM to SIGKILL when the program is asked to end.
         environ: the launcher's environment, which the program inherits.
-        options: further arguments of `Device`: `verifier`, `tries`, `on_unknown`.
+        options: further arguments of `Device`: `verifier`, `tries`, `on_unknown`; `floor` and `hardware`, which go to
+            the program, too.
 
     Returns:
         The exit status: 0, when the launcher was asked to end.
@@ -373,6 +374,9 @@ class Launcher:
             environment.WINDOW: repr(self._window),
             NOTIFY_SOCKET: self._listener.address,
         }
+        for name, option in ((environment.FLOOR, "floor"), (environment.HARDWARE, "hardware")):
+            if self._options.get(option):
+                made[name] = self._options[option]
         if until is not None:
             made[environment.TRIAL_UNTIL] = repr(until)
         if self._timeout:

@@ -63,6 +63,19 @@ async def test_options_replace_what_was_found(environ: dict[str, str]) -> None:
     assert device.live.trial_until is None
 
 
+@pytest.mark.parametrize(
+    ("found", "own", "holds"),
+    [(None, None, None), ("1.9", None, "1.9"), (None, "1.9", "1.9"), ("1.9", "1.10", "1.10"), ("1.10", "1.9", "1.10")],
+)
+def test_of_two_floors_the_higher_one_holds(
+    environ: dict[str, str], found: str | None, own: str | None, holds: str | None
+) -> None:
+    given = {"MGOTA_FLOOR": found, "MGOTA_HARDWARE": "rev-b"} if found else {}
+    device = device_from_environment({**environ, **given}, **({"floor": own} if own else {}))
+    assert (device.floor, device.hardware) == (holds, "rev-b" if found else None)
+    assert device_from_environment({**environ, **given}, hardware="rev-c").hardware == "rev-c"
+
+
 @pytest.mark.asyncio
 async def test_a_program_that_nobody_supervises_runs_what_is_selected(tmp_path: Path) -> None:
     """Under systemd alone NOTIFY_SOCKET is systemd's, which knows nothing of X_MGOTA=RESET."""
@@ -81,6 +94,8 @@ async def test_a_program_that_nobody_supervises_runs_what_is_selected(tmp_path: 
         ({"MGOTA_SLOT": "c"}, "MGOTA_SLOT is neither a nor b: 'c'"),
         ({"MGOTA_WINDOW": "long"}, "MGOTA_WINDOW is no number of seconds: 'long'"),
         ({"MGOTA_TRIAL_UNTIL": "nan"}, "MGOTA_TRIAL_UNTIL is no number of seconds: 'nan'"),
+        ({"MGOTA_FLOOR": "nightly"}, "the floor 'nightly' is no version"),
+        ({"MGOTA_HARDWARE": "a b"}, "a hardware id is"),
         ({"NOTIFY_SOCKET": "nowhere"}, "NOTIFY_SOCKET is neither"),
     ],
 )

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -288,10 +289,14 @@ async def test_the_program_finds_its_environment(bench: Bench, monkeypatch: pyte
     tell = 'say(repr({k: os.environ.get(k) for k in sys.argv[2].split(",")}))\nsay(sys.argv[1:2])\ntime.sleep(1000)\n'
     bench.install(HEAD + tell)
     environ = {**os.environ, "WATCHDOG_PID": "1", "WATCHDOG_USEC": "5", "MGOTA_TRIAL_UNTIL": "7"}
-    keys = "MGOTA_DIR,MGOTA_SLOT,MGOTA_WINDOW,MGOTA_TRIAL_UNTIL,WATCHDOG_PID,WATCHDOG_USEC,NOTIFY_SOCKET"
+    keys = (
+        "MGOTA_DIR,MGOTA_SLOT,MGOTA_WINDOW,MGOTA_TRIAL_UNTIL,WATCHDOG_PID,WATCHDOG_USEC,NOTIFY_SOCKET,"
+        "MGOTA_FLOOR,MGOTA_HARDWARE"
+    )
     command = [sys.executable, "-I", "{slot}", "--image={slot}", keys]
     async with anyio.create_task_group() as tg:
-        tg.start_soon(lambda: launch(bench.directory, command, window=7.5, watchdog=3, environ=environ))
+        asked = partial(launch, window=7.5, watchdog=3, environ=environ, floor="1.2", hardware="rev-b")
+        tg.start_soon(asked, bench.directory, command)
         await until(lambda: len(bench.said()) == 3)
         tg.cancel_scope.cancel()
     assert bench.said()[1] == "a " + repr(
@@ -303,6 +308,8 @@ async def test_the_program_finds_its_environment(bench: Bench, monkeypatch: pyte
             "WATCHDOG_PID": None,
             "WATCHDOG_USEC": "3000000",
             "NOTIFY_SOCKET": str(bench.directory / "notify"),
+            "MGOTA_FLOOR": "1.2",
+            "MGOTA_HARDWARE": "rev-b",
         }
     )
     assert bench.said()[2] == f"a ['--image={bench.directory}/a']"
