@@ -1,0 +1,278 @@
+"""A virtual board: its disk, and QEMU that runs it.
+
+Rules:
+- a test asks the machine itself: QMP's events, `fw_printenv` on the disk, the bytes of the slots. What the board says on
+  its console is waited for, and shown when a test fails;
+- a power cut is SIGKILL: what the guest had not handed to its disk by then is gone.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Condition, Thread
+from typing import Any
+
+import artefacts
+import uboot
+from disk import MIB, Partition, make_disk
+from qmp import Qmp
+
+from mgota.core.record import BootRecord, decode_record, encode_record
+
+SLOT = 64 * MIB
+PARTITIONS = {
+    each.name: each
+    for each in (
+        Partition("env", MIB, MIB),
+        Partition("slot-a", 2 * MIB, SLOT),
+        Partition("slot-b", 2 * MIB + SLOT, SLOT),
+        Partition("data", 2 * MIB + 2 * SLOT, 16 * MIB),
+    )
+}
+DISK = 2 * MIB + 2 * SLOT + 17 * MIB
+
+PATIENCE = 60.0
+"""Seconds that anything may take, on a machine that is busy with other things as well."""
+
+
+class Board:
+    """A board on the desk.
+
+    Args:
+        place: a directory of its own.
+        image: signed, to lie in slot a.
+        record: what its boot record says; None for a board that never had one.
+    """
+
+    def __init__(self, place: Path, image: Path, record: BootRecord | None) -> None:
+        self.place = place
+        self.disk = place / "emmc.img"
+        self.log: list[str] = []
+        self.port = _free_port()
+        self._news = Condition()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: Thread | None = None
+        self._qmp: Qmp | None = None
+        self._seen = 0
+        self._start = time.monotonic()
+        place.mkdir(parents=True, exist_ok=True)
+        self._make_disk(image, record)
+        for name, data in (("uboot.img", artefacts.uboot().read_bytes()), ("uboot-env.img", uboot.own_environment())):
+            (place / name).write_bytes(data)
+            os.truncate(place / name, 64 * MIB)
+        (place / "fw_env.config").write_text(uboot.config(self.disk))
+
+    def _make_disk(self, image: Path, record: BootRecord | None) -> None:
+        make_disk(self.disk, PARTITIONS.values(), DISK)
+        variables = {"BOOT_A_LEFT": f"{uboot.ATTEMPTS:x}", "BOOT_B_LEFT": "0", "BOOT_ORDER": "A  "}
+        self.write(uboot.COPIES[0], uboot.shared_environment(variables, flags=1))
+        self.write(uboot.COPIES[1], uboot.shared_environment(variables, flags=0))
+        self.write(PARTITIONS["slot-a"].start, image.read_bytes())
+        data = self.place / "data"
+        (data / "mgota").mkdir(parents=True, exist_ok=True)
+        if record:
+            (data / "mgota" / "state").write_bytes(encode_record(record))
+        system = self.place / "data.img"
+        with system.open("wb") as file:
+            file.truncate(PARTITIONS["data"].size)
+        artefacts.run("mkfs.ext4", "-q", "-F", "-E", "root_owner=0:0", "-d", data, system)
+        self.write(PARTITIONS["data"].start, system.read_bytes())
+        system.unlink()
+
+    # --- power -------------------------------------------------------------------------------------------------------
+
+    def power_on(self, **orders: str) -> None:
+        """Switch it on.
+
+        Args:
+            orders: for the application: `halt`, `mqtt`, `pull`; see `guest/board.py`.
+        """
+        here, there = socket.socketpair()
+        self.say(f"--- power on, with orders {orders}" if orders else "--- power on")
+        self._process = subprocess.Popen(
+            self._command(there.fileno(), orders),
+            pass_fds=(there.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        there.close()
+        self._reader = Thread(target=self._read_console, args=(self._process,), daemon=True)
+        self._reader.start()
+        self._qmp = Qmp(here)
+
+    def _command(self, qmp: int, orders: Mapping[str, str]) -> list[str]:
+        def drive(name: str, path: Path, options: str = "") -> list[str]:
+            return ["-drive", f"if=none,id={name},format=raw,file={path}{options}"]
+
+        def flash(unit: int, path: Path) -> list[str]:
+            return ["-drive", f"if=pflash,unit={unit},format=raw,readonly=on,file={path}"]
+
+        return [
+            *("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-m", "512", "-accel", "tcg"),
+            *("-display", "none", "-serial", "stdio", "-monitor", "none", "-nodefaults"),
+            *("-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control"),
+            *flash(0, self.place / "uboot.img"),
+            *flash(1, self.place / "uboot-env.img"),
+            *drive("emmc", self.disk),
+            *drive("usr", artefacts.distribution_image("arm64"), ",readonly=on"),
+            *("-device", "virtio-net-pci,netdev=net,addr=3,romfile="),
+            *("-device", "virtio-blk-pci,drive=emmc,addr=4", "-device", "virtio-blk-pci,drive=usr,addr=5"),
+            *("-device", "i6300esb,addr=6", "-action", "watchdog=reset", "-device", "virtio-rng-pci,addr=7"),
+            *("-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:8000,guestfwd=tcp:10.0.2.100:80-cmd:echo alive"),
+            *(word for name, text in orders.items() for word in ("-fw_cfg", f"name=opt/mgota/{name},string={text}")),
+        ]
+
+    def cut(self) -> None:
+        """Cut the power."""
+        process, self._process = self._process, None
+        if process and self._reader:
+            process.kill()
+            process.wait()
+            self._reader.join()
+            self.qmp.close()
+            self.say("--- power cut")
+
+    @contextmanager
+    def powered(self, **orders: str) -> Generator[None]:
+        """On while the block runs."""
+        self.power_on(**orders)
+        try:
+            yield
+        finally:
+            self.cut()
+
+    # --- the console -------------------------------------------------------------------------------------------------
+
+    def _read_console(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout
+        with process.stdout as console:
+            for line in console:
+                self.say(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line.decode("utf-8", "replace")).strip("\r\n"))
+
+    def say(self, line: str) -> None:
+        """Add a line to the log."""
+        with self._news:
+            self.log.append(f"{time.monotonic() - self._start:7.2f} {line}")
+            self._news.notify_all()
+
+    def wait_for(self, pattern: str, *, timeout: float = PATIENCE) -> re.Match[str]:
+        """Wait for a line of the console that was not waited for yet; those before it count as seen."""
+        wanted, found = re.compile(pattern), None
+
+        def look() -> bool:
+            nonlocal found
+            while self._seen < len(self.log) and not found:
+                found = wanted.search(self.log[self._seen])
+                self._seen += 1
+            return found is not None
+
+        with self._news:
+            self._news.wait_for(look, timeout)
+        assert found, f"the board did not say {pattern!r} within {timeout} s\n{self.shown()}"
+        return found
+
+    def wait_until_settled(self, *, timeout: float = 2 * PATIENCE) -> str:
+        """Wait until nothing is on trial, and return the version that runs."""
+        return self.wait_for(r"board: settled: version (\S+) in slot", timeout=timeout)[1]
+
+    def boots(self) -> list[str]:
+        """The slots that U-Boot started so far."""
+        return [match[1] for line in self.log if (match := re.search(r"U-Boot starts ([AB]) of", line))]
+
+    def shown(self, last: int = 60) -> str:
+        """The end of the log, for a person."""
+        return "\n".join(self.log[-last:])
+
+    # --- the machine's own word --------------------------------------------------------------------------------------
+
+    @property
+    def qmp(self) -> Qmp:
+        """The connection to the running machine."""
+        assert self._qmp, "the board is off"
+        return self._qmp
+
+    def watchdog_bites(self) -> int:
+        """How often the watchdog reset this machine since it was switched on."""
+        return self.qmp.count("WATCHDOG")
+
+    def environment(self) -> dict[str, str]:
+        """U-Boot's variables on the disk, read by U-Boot's own tool."""
+        text = artefacts.run("fw_printenv", "-c", self.place / "fw_env.config")
+        return dict(line.partition("=")[::2] for line in text.splitlines())
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write the disk of a board that is off."""
+        with self.disk.open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
+    def slot(self, name: str, size: int) -> bytes:
+        """The first bytes of a slot."""
+        with self.disk.open("rb") as file:
+            file.seek(PARTITIONS[f"slot-{name}"].start)
+            return file.read(size)
+
+    def record(self) -> BootRecord:
+        """The boot record of a board that is off."""
+        system = self.place / "look.img"
+        with self.disk.open("rb") as file:
+            file.seek(PARTITIONS["data"].start)
+            system.write_bytes(file.read(PARTITIONS["data"].size))
+        subprocess.run(["e2fsck", "-fy", system], capture_output=True, check=False)  # 1: it mended something
+        out = self.place / "look.state"
+        out.unlink(missing_ok=True)
+        artefacts.run("debugfs", "-R", f"dump /mgota/state {out}", system)
+        return decode_record(out.read_bytes())
+
+    # --- the network -------------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """Of the application."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(self, path: str, data: bytes | None = None, *, timeout: float = 5.0) -> tuple[int, str]:
+        """Status and body of an answer; GET, or POST where there is data."""
+        request = urllib.request.Request(self.url + path, data=data)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as exc:
+            with exc:
+                return exc.code, exc.read().decode()
+
+    def push(self, image: Path) -> subprocess.CompletedProcess[str]:
+        """Send an image, as an operator does."""
+        program = Path(sys.executable).with_name("mgota")
+        return subprocess.run([program, "push", image, self.url], capture_output=True, text=True, check=False)
+
+    @contextmanager
+    def pushing(self, image: Path) -> Generator[None]:
+        """Send an image while the block runs, to a board that may not live to its end."""
+        program = Path(sys.executable).with_name("mgota")
+        with subprocess.Popen([program, "push", image, self.url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sender:
+            try:
+                yield
+            finally:
+                sender.kill()
+
+    def status(self) -> dict[str, Any]:
+        """What the device says of itself."""
+        return dict(json.loads(self.ask("/api/ota/status")[1]))
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
