@@ -1,6 +1,7 @@
 # make demo   set everything up and watch a device being updated, rolled back and refusing bad images
 # make test   set everything up; lint, types, tests, coverage
 # make lint   format and lint rules, mypy, pyright
+# make test-sbc  a virtual board updates its own system: U-Boot, a kernel and a watchdog under QEMU; some minutes
 # make proof  every pair of power cuts on every sector map, whole lives in every place, and many cuts at random: some minutes
 # make soak   a million runs with three to seven power cuts
 # make page   fetch from npm what the updater page needs to reach a broker, and what its tests need
@@ -44,6 +45,9 @@ unit: setup $(if $(shell command -v npm),page)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov --cov-report= 
 	$(BIN)/coverage report --fail-under=90
 	$(BIN)/coverage report --include='mgota/core/*' --fail-under=100
+
+test-sbc: setup
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m sbc tests/sbc
 
 proof: setup
 	$(BIN)/python tools/proof.py --runs 40000 --least 200000 --seconds 360 --jobs $(JOBS)

@@ -17,11 +17,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 APT = """\
 APT::Architecture "{arch}";
@@ -34,11 +35,23 @@ Dir::State::status "{here}/state/status";
 Dir::Cache "{here}/cache";
 """
 
-UNWANTED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/perl5", "usr/lib/*/perl*", "usr/lib/*/gconv")
+UNWANTED = (
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "usr/share/perl5",
+    "usr/lib/*/perl*",
+    "usr/lib/*/gconv",
+)
 """What no program of the board opens."""
 
-WHEELS = ("anyio", "h11", "cryptography", "packaging", "httpx", "aiomqtt", "click")
-"""What mgota imports in the board, in the versions that it is tested with here."""
+PACKAGES = ("python3.11", "python3-cffi-backend", "python3-crcmod", "busybox-static")
+
+WHEELS = (
+    *("anyio", "idna", "typing_extensions", "h11", "cryptography", "packaging"),
+    *("httpx", "httpcore", "certifi", "aiomqtt", "paho-mqtt"),
+)
+"""What mgota imports in the board, in the versions that it is tested with here. There is no wheel of cffi for armhf."""
 
 APPLETS = ("sh", "mount", "ifconfig", "route", "sleep", "cat", "mkdir", "grep")
 """Of busybox: what a slot's init calls."""
@@ -130,7 +143,9 @@ def apt(arch: str) -> dict[str, str]:
         (here / "state/status").touch()
         config = here / "apt.conf"
         config.write_text(APT.format(arch=arch, here=here))
-        run("apt-get", "update", "-qq", env={"APT_CONFIG": str(config)})
+        # A list that cannot be had, of updates on a mirror that is behind, is missed where a package is: not here.
+        with suppress(RuntimeError):
+            run("apt-get", "update", "-qq", env={"APT_CONFIG": str(config)})
 
     here = product(f"apt-{arch}", (APT, arch), fetch)
     (here / "apt.conf").write_text(APT.format(arch=arch, here=here))
@@ -141,14 +156,13 @@ def tree(arch: str, names: Sequence[str]) -> Path:
     """These packages and what they depend on, unpacked over each other."""
 
     def make(here: Path) -> None:
-        env = apt(arch)
-        here.mkdir()
-        archives = Path(env["APT_CONFIG"]).parent / "cache" / "archives"
-        with _locked(f"apt-{arch}"):
-            lines = run("apt-get", "install", "--print-uris", "-qq", *names, env=env).splitlines()
-            run("apt-get", "install", "--download-only", "-y", "-qq", *names, env=env)
-        for line in lines:
-            run("dpkg", "-x", archives / line.split()[1], here)
+        with TemporaryDirectory(dir=root()) as debs:
+            (Path(debs) / "partial").mkdir()
+            fetch = ("apt-get", "install", "--download-only", "-y", "-qq", "-o", f"Dir::Cache::archives={debs}")
+            with _locked(f"apt-{arch}"):
+                run(*fetch, *names, env=apt(arch))
+            for deb in sorted(Path(debs).glob("*.deb")):
+                run("dpkg", "-x", deb, here)
         for pattern in UNWANTED:
             for path in here.glob(pattern):
                 _remove(path)
@@ -162,13 +176,11 @@ def kernel(arch: str, flavour: str) -> Kernel:
 
     def make(here: Path) -> None:
         env = apt(arch)
-        here.mkdir()
         depends = run("apt-cache", "depends", f"linux-image-{flavour}", env=env)
         name = next(line.split()[1] for line in depends.splitlines() if "Depends: linux-image-" in line)
-        archives = Path(env["APT_CONFIG"]).parent / "cache" / "archives"
-        with _locked(f"apt-{arch}"):
-            run("sh", "-c", 'cd "$0" && apt-get download -qq "$1"', archives, name, env=env)  # without its needs
-        run("dpkg", "-x", next(archives.glob(f"{name}_*.deb")), here)
+        with TemporaryDirectory(dir=root()) as debs, _locked(f"apt-{arch}"):
+            run("sh", "-c", 'cd "$0" && apt-get download -qq "$1"', debs, name, env=env)  # without what it needs
+            run("dpkg", "-x", next(Path(debs).glob("*.deb")), here)
 
     here = product(f"kernel-{flavour}", (arch, flavour), make)
     return Kernel(next(here.glob("boot/vmlinuz-*")), next(here.glob("lib/modules/*")))
@@ -177,9 +189,8 @@ def kernel(arch: str, flavour: str) -> Kernel:
 @cache
 def distribution(arch: str) -> Path:
     """A directory with /usr of the board: Python, what mgota imports, and busybox."""
-    packages = ("python3.11", "busybox-static", "python3-crcmod")
     wheels = tuple(f"{name}=={version(name)}" for name in WHEELS)
-    base = tree(arch, packages)
+    base = tree(arch, PACKAGES)
 
     def make(here: Path) -> None:
         shutil.copytree(base, here, symlinks=True)
@@ -189,13 +200,24 @@ def distribution(arch: str) -> Path:
                 shutil.rmtree(here / top)
         site = here / "usr/lib/python3/dist-packages"
         platforms = [f"--platform={each}" for each in PLATFORMS[arch]]
-        pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--upgrade", "--target", site)
+        pip = (
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-compile",
+            "--no-deps",
+            "--upgrade",
+            "--target",
+            site,
+        )
         run(*pip, *platforms, "--python-version=3.11", "--only-binary=:all:", *wheels)
         for applet in APPLETS:
             (here / "usr/bin" / applet).symlink_to("busybox")
         compile_tree(here / "usr/lib")
 
-    return product(f"distribution-{arch}", (packages, wheels, PLATFORMS[arch], APPLETS), make)
+    return product(f"distribution-{arch}", (PACKAGES, wheels, PLATFORMS[arch], APPLETS), make)
 
 
 def compile_tree(path: Path) -> None:
@@ -211,7 +233,9 @@ def distribution_image(arch: str) -> Path:
     return product(f"usr-{arch}.ext4", base.name, lambda draft: file_system(draft, base / "usr"))
 
 
-def file_system(path: Path, content: Path, *, spare: int = 0, features: str = "^has_journal,^metadata_csum,^64bit") -> None:
+def file_system(
+    path: Path, content: Path, *, spare: int = 0, features: str = "^has_journal,^metadata_csum,^64bit"
+) -> None:
     """An ext4 file system with the content of a directory.
 
     Args:

@@ -2,47 +2,76 @@
 
 import fcntl
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from images import Firmware, System
-from machine import Board
-
-from mgota.core.record import BootRecord
-
-MakeBoard = Callable[[Firmware], Board]
+from machine import Board, Frozen, MakeBoard
 
 
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> System:
-    """The images of this run, shared by all of its processes."""
-    base = tmp_path_factory.getbasetemp()
-    place = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "system"
-    place.mkdir(exist_ok=True)
-    with (place / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """The images of this run."""
+    with _shared(tmp_path_factory, "system") as place:
         return System(place)
 
 
+@pytest.fixture(scope="session")
+def small_system(tmp_path_factory: pytest.TempPathFactory) -> System:
+    """Smaller ones, for ways that are slow."""
+    with _shared(tmp_path_factory, "small") as place:
+        return System(place, small=True)
+
+
+@pytest.fixture(scope="session")
+def frozen(system: System, tmp_path_factory: pytest.TempPathFactory) -> Frozen:
+    """A board with version 1.0 that has booted and waits."""
+    with _shared(tmp_path_factory, "frozen") as place:
+        frozen = Frozen(place / "machine", place / "emmc.img")
+        if not frozen.disk.exists():
+            board = Board.manufactured(place / "board", system.firmware("1.0"))
+            with board.powered():
+                board.freeze(place)
+        return frozen
+
+
+@contextmanager
+def _shared(factory: pytest.TempPathFactory, name: str) -> Generator[Path]:
+    """A directory that all processes of this run share; the first one fills it."""
+    base = factory.getbasetemp()
+    place = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / name
+    place.mkdir(exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield place
+
+
 @pytest.fixture
-def make_board(tmp_path: Path) -> Generator[MakeBoard]:
-    """A board that came from the factory with an image in slot a."""
+def desk() -> Generator[list[Board]]:
+    """Boards that are shown when their test fails, and thrown away."""
     boards: list[Board] = []
-
-    def make(firmware: Firmware) -> Board:
-        record = BootRecord(revision=1, a=firmware.as_proven())
-        boards.append(Board(tmp_path / f"board{len(boards)}", firmware.path, record))
-        return boards[-1]
-
-    yield make
+    yield boards
     for board in boards:
         board.cut()
         print(board.shown(400))
-        board.disk.unlink()  # a gigabyte of them otherwise
+        board.disk.unlink(missing_ok=True)  # gigabytes of them otherwise
 
 
 @pytest.fixture
-def board(make_board: MakeBoard, system: System) -> Board:
-    """A board with version 1.0."""
-    return make_board(system.firmware("1.0"))
+def make_board(desk: list[Board], tmp_path: Path) -> MakeBoard:
+    """A board that comes from the factory with an image in slot a, and was never switched on."""
+
+    def make(firmware: Firmware) -> Board:
+        desk.append(Board.manufactured(tmp_path / f"board{len(desk)}", firmware))
+        return desk[-1]
+
+    return make
+
+
+@pytest.fixture
+def board(desk: list[Board], tmp_path: Path, frozen: Frozen) -> Board:
+    """A board that runs version 1.0 as soon as it is switched on."""
+    desk.append(Board.thawed(tmp_path / "thawed", frozen))
+    return desk[-1]

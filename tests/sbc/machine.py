@@ -1,8 +1,8 @@
 """A virtual board: its disk, and QEMU that runs it.
 
 Rules:
-- a test asks the machine itself: QMP's events, `fw_printenv` on the disk, the bytes of the slots. What the board says on
-  its console is waited for, and shown when a test fails;
+- a test asks the machine itself: QMP's events, `fw_printenv` on the disk, the bytes of the slots. What the board says
+  on its console is waited for, and shown when a test fails;
 - a power cut is SIGKILL: what the guest had not handed to its disk by then is gone.
 """
 
@@ -15,15 +15,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Thread
-from typing import Any
+from typing import Any, Self
 
 import artefacts
 import uboot
 from disk import MIB, Partition, make_disk
+from images import Firmware
 from qmp import Qmp
 
 from mgota.core.record import BootRecord, decode_record, encode_record
@@ -40,47 +42,73 @@ PARTITIONS = {
 }
 DISK = 2 * MIB + 2 * SLOT + 17 * MIB
 
-PATIENCE = 60.0
+ORDERS = 1024
+"""Bytes of the file with orders: the same for all boards, else none could be thawed."""
+
+MGOTA = Path(sys.executable).with_name("mgota")
+
+PATIENCE = 120.0
 """Seconds that anything may take, on a machine that is busy with other things as well."""
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """A board that was stopped while it ran: what its machine and its disk were then."""
+
+    machine: Path
+    disk: Path
+
+
 class Board:
-    """A board on the desk.
+    """A board on the desk. `manufactured` and `thawed` make one.
 
     Args:
-        place: a directory of its own.
-        image: signed, to lie in slot a.
-        record: what its boot record says; None for a board that never had one.
+        place: a directory of its own, with its disk.
+        frozen: what it goes on from when it is switched on for the first time.
     """
 
-    def __init__(self, place: Path, image: Path, record: BootRecord | None) -> None:
+    def __init__(self, place: Path, frozen: Frozen | None = None) -> None:
         self.place = place
         self.disk = place / "emmc.img"
         self.log: list[str] = []
         self.port = _free_port()
+        self._frozen = frozen
         self._news = Condition()
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: Thread | None = None
         self._qmp: Qmp | None = None
         self._seen = 0
         self._start = time.monotonic()
-        place.mkdir(parents=True, exist_ok=True)
-        self._make_disk(image, record)
         for name, data in (("uboot.img", artefacts.uboot().read_bytes()), ("uboot-env.img", uboot.own_environment())):
             (place / name).write_bytes(data)
             os.truncate(place / name, 64 * MIB)
         (place / "fw_env.config").write_text(uboot.config(self.disk))
 
-    def _make_disk(self, image: Path, record: BootRecord | None) -> None:
+    @classmethod
+    def manufactured(cls, place: Path, firmware: Firmware) -> Self:
+        """A board as it comes from the factory, with an image in slot a."""
+        place.mkdir(parents=True)
+        board = cls(place)
+        board.make_disk(firmware.path, BootRecord(revision=1, a=firmware.as_proven()))
+        return board
+
+    @classmethod
+    def thawed(cls, place: Path, frozen: Frozen) -> Self:
+        """A board that goes on from where another one was frozen."""
+        place.mkdir(parents=True)
+        artefacts.run("cp", "--sparse=always", frozen.disk, place / "emmc.img")
+        return cls(place, frozen)
+
+    def make_disk(self, image: Path, record: BootRecord) -> None:
+        """Its disk, with an image in slot a and a boot record."""
         make_disk(self.disk, PARTITIONS.values(), DISK)
         variables = {"BOOT_A_LEFT": f"{uboot.ATTEMPTS:x}", "BOOT_B_LEFT": "0", "BOOT_ORDER": "A  "}
         self.write(uboot.COPIES[0], uboot.shared_environment(variables, flags=1))
         self.write(uboot.COPIES[1], uboot.shared_environment(variables, flags=0))
         self.write(PARTITIONS["slot-a"].start, image.read_bytes())
         data = self.place / "data"
-        (data / "mgota").mkdir(parents=True, exist_ok=True)
-        if record:
-            (data / "mgota" / "state").write_bytes(encode_record(record))
+        (data / "mgota").mkdir(parents=True)
+        (data / "mgota" / "state").write_bytes(encode_record(record))
         system = self.place / "data.img"
         with system.open("wb") as file:
             file.truncate(PARTITIONS["data"].size)
@@ -90,16 +118,26 @@ class Board:
 
     # --- power -------------------------------------------------------------------------------------------------------
 
-    def power_on(self, **orders: str) -> None:
-        """Switch it on.
+    @contextmanager
+    def powered(self, **orders: str) -> Generator[str]:
+        """On while the block runs, which begins when nothing is on trial; the version that runs then.
 
         Args:
             orders: for the application: `halt`, `mqtt`, `pull`; see `guest/board.py`.
         """
+        frozen, self._frozen = self._frozen, None
+        self.say(f"--- power on, orders {orders}" if orders else "--- power on")
+        (self.place / "orders").write_text(json.dumps(orders).ljust(ORDERS))
+        try:
+            self._power_on(frozen)
+            yield "1.0" if frozen else self.wait_until_settled()
+        finally:
+            self.cut()
+
+    def _power_on(self, frozen: Frozen | None) -> None:
         here, there = socket.socketpair()
-        self.say(f"--- power on, with orders {orders}" if orders else "--- power on")
         self._process = subprocess.Popen(
-            self._command(there.fileno(), orders),
+            [*self._command(there.fileno()), *(("-incoming", f"exec:cat {frozen.machine}") if frozen else ())],
             pass_fds=(there.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -110,8 +148,27 @@ class Board:
         self._reader = Thread(target=self._read_console, args=(self._process,), daemon=True)
         self._reader.start()
         self._qmp = Qmp(here)
+        if frozen:
+            self._wait_until("paused", lambda: str(self.qmp.execute("query-status")["status"]))  # as it was frozen
+            self.qmp.execute("cont")
 
-    def _command(self, qmp: int, orders: Mapping[str, str]) -> list[str]:
+    def freeze(self, place: Path) -> Frozen:
+        """Stop it while it runs, and keep what it is."""
+        frozen = Frozen(place / "machine", place / "emmc.img")
+        self.qmp.execute("stop")
+        self.qmp.execute("migrate", uri=f"exec:cat >{frozen.machine}")
+        self._wait_until("completed", lambda: str(self.qmp.execute("query-migrate")["status"]))
+        self.cut()
+        self.disk.replace(frozen.disk)
+        return frozen
+
+    def _wait_until(self, wanted: str, ask: Callable[[], str]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while (status := ask()) != wanted:
+            assert time.monotonic() < deadline, f"the machine should be {wanted}, and is {status}"
+            time.sleep(0.05)
+
+    def _command(self, qmp: int) -> list[str]:
         def drive(name: str, path: Path, options: str = "") -> list[str]:
             return ["-drive", f"if=none,id={name},format=raw,file={path}{options}"]
 
@@ -129,8 +186,11 @@ class Board:
             *("-device", "virtio-net-pci,netdev=net,addr=3,romfile="),
             *("-device", "virtio-blk-pci,drive=emmc,addr=4", "-device", "virtio-blk-pci,drive=usr,addr=5"),
             *("-device", "i6300esb,addr=6", "-action", "watchdog=reset", "-device", "virtio-rng-pci,addr=7"),
-            *("-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:8000,guestfwd=tcp:10.0.2.100:80-cmd:echo alive"),
-            *(word for name, text in orders.items() for word in ("-fw_cfg", f"name=opt/mgota/{name},string={text}")),
+            *(
+                "-netdev",
+                f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:8000,guestfwd=tcp:10.0.2.100:80-cmd:echo alive",
+            ),
+            *("-fw_cfg", f"name=opt/mgota/orders,file={self.place / 'orders'}"),
         ]
 
     def cut(self) -> None:
@@ -142,15 +202,6 @@ class Board:
             self._reader.join()
             self.qmp.close()
             self.say("--- power cut")
-
-    @contextmanager
-    def powered(self, **orders: str) -> Generator[None]:
-        """On while the block runs."""
-        self.power_on(**orders)
-        try:
-            yield
-        finally:
-            self.cut()
 
     # --- the console -------------------------------------------------------------------------------------------------
 
@@ -182,7 +233,7 @@ class Board:
         assert found, f"the board did not say {pattern!r} within {timeout} s\n{self.shown()}"
         return found
 
-    def wait_until_settled(self, *, timeout: float = 2 * PATIENCE) -> str:
+    def wait_until_settled(self, *, timeout: float = PATIENCE) -> str:
         """Wait until nothing is on trial, and return the version that runs."""
         return self.wait_for(r"board: settled: version (\S+) in slot", timeout=timeout)[1]
 
@@ -252,16 +303,16 @@ class Board:
             with exc:
                 return exc.code, exc.read().decode()
 
-    def push(self, image: Path) -> subprocess.CompletedProcess[str]:
+    def push(self, image: Path, url: str = "") -> subprocess.CompletedProcess[str]:
         """Send an image, as an operator does."""
-        program = Path(sys.executable).with_name("mgota")
-        return subprocess.run([program, "push", image, self.url], capture_output=True, text=True, check=False)
+        return subprocess.run([MGOTA, "push", image, url or self.url], capture_output=True, text=True, check=False)
 
     @contextmanager
     def pushing(self, image: Path) -> Generator[None]:
         """Send an image while the block runs, to a board that may not live to its end."""
-        program = Path(sys.executable).with_name("mgota")
-        with subprocess.Popen([program, "push", image, self.url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sender:
+        with subprocess.Popen(
+            [MGOTA, "push", image, self.url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as sender:
             try:
                 yield
             finally:
@@ -270,6 +321,10 @@ class Board:
     def status(self) -> dict[str, Any]:
         """What the device says of itself."""
         return dict(json.loads(self.ask("/api/ota/status")[1]))
+
+
+MakeBoard = Callable[[Firmware], Board]
+"""A fixture: a board that came from the factory with an image in slot a."""
 
 
 def _free_port() -> int:

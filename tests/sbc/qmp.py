@@ -44,7 +44,7 @@ class Qmp:
 
     def count(self, name: str) -> int:
         """How many events of this name came so far."""
-        with self._news:
+        with self._news:  # again, if `wait` asks
             return sum(event["event"] == name for event in self.events)
 
     def wait(self, condition: Callable[[], bool], timeout: float) -> bool:

@@ -1,4 +1,4 @@
-"""The application of the board: it updates itself over HTTP, MQTT and from a web server, and misbehaves as its image says.
+"""The application of the board: updates itself by HTTP, MQTT or from a web server, and misbehaves as its image says.
 
 `behaviour.json` lies beside it in the image:
 
@@ -9,7 +9,7 @@
     network      false: the network does not come up; see init.sh
     window       seconds of a trial
 
-Orders for all versions come from QEMU, `-fw_cfg name=opt/mgota/NAME,string=TEXT`:
+Orders for all versions come from QEMU, as JSON in its `opt/mgota/orders`:
 
     halt         the mark at which to stop doing anything, so that the power can be cut there and nowhere else:
                  "VERSION: mark", or "VERSION: mark#2" for its second time in one life
@@ -21,32 +21,36 @@ import logging
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import anyio
+
 from mgota import Device, Verifier, load_public_key, run_trial
+from mgota.core.boot import Verdict
 from mgota.core.bootvars import BootOrder
 from mgota.core.geometry import Slot
 from mgota.core.record import BootRecord
 from mgota.health import Check
+from mgota.linux.blockslots import BlockSlots, BlockWriter
 from mgota.linux.running import running_slot
 from mgota.linux.selected import SelectedSlots
 from mgota.linux.state import FileState
 from mgota.linux.uboot import UbootSelector
 from mgota.linux.ubootenv import UbootEnvironment
+from mgota.linux.watchdog import HardwareWatchdog
 from mgota.ports import FlashWriter, ReadableBuffer
 from mgota.transports.http import Request, Response, serve
-from mgota.trial import Verdict, boot_check
-from stopgap import Dog, Slots
+from mgota.trial import boot_check, keep_fed
 
 HERE = Path(__file__).parent
-LABELS = Path("/dev/disk/by-partlabel")
-ORDERS = Path("/sys/firmware/qemu_fw_cfg/by_name/opt/mgota")
+ORDERS = Path("/sys/firmware/qemu_fw_cfg/by_name/opt/mgota/orders/raw")
 
 BEHAVIOUR = json.loads((HERE / "behaviour.json").read_text())
 VERSION = BEHAVIOUR["version"]
-BITES = 15.0
-"""Seconds of the watchdog outside of trials."""
+BITES = 10.0
+"""Seconds that the watchdog waits: as on boards that cap it, less than a trial lasts."""
 
 CONVENTION = BootOrder(attempts=2)
 
@@ -55,11 +59,7 @@ _marks: Counter[str] = Counter()
 
 def order(name: str) -> str | None:
     """What QEMU was told for the board."""
-    path = ORDERS / name / "raw"
-    return path.read_text().strip() if path.exists() else None
-
-
-HALT = order("halt")
+    return cast(str | None, json.loads(ORDERS.read_bytes()).get(name))
 
 
 def say(text: str) -> None:
@@ -71,8 +71,9 @@ def say(text: str) -> None:
 def mark(name: str) -> None:
     """Here the power may be cut."""
     _marks[name] += 1
-    if HALT in (f"{VERSION}: {name}#{_marks[name]}", f"{VERSION}: {name}" if _marks[name] == 1 else None):
-        say(f"halted at {HALT}")
+    halt = order("halt")  # each time: a frozen board thaws with other orders
+    if halt in (f"{VERSION}: {name}#{_marks[name]}", f"{VERSION}: {name}" if _marks[name] == 1 else None):
+        say(f"halted at {halt}")
         time.sleep(1000)
 
 
@@ -88,7 +89,7 @@ class MarkedState(FileState):
 class MarkedWriter:
     """An image on its way into a slot, with marks after each of its quarters."""
 
-    def __init__(self, writer: FlashWriter, size: int) -> None:
+    def __init__(self, writer: BlockWriter, size: int) -> None:
         self.writer, self.size, self.written = writer, size, 0
 
     def write_blocking(self, chunk: ReadableBuffer) -> None:
@@ -117,7 +118,7 @@ class MarkedSlots(SelectedSlots):
     """The slots, with marks."""
 
     async def open_writer(self, slot: Slot, size: int) -> FlashWriter:
-        return MarkedWriter(await super().open_writer(slot, size), size)
+        return MarkedWriter(cast(BlockWriter, await super().open_writer(slot, size)), size)
 
     async def select(self, slot: Slot) -> None:
         mark(f"before selecting {slot}")
@@ -139,9 +140,9 @@ class Reboot:
         await anyio.sleep_forever()
 
 
-def build_device(watchdog: Dog) -> Device:
+def build_device(watchdog: HardwareWatchdog) -> Device:
     """The device that this board is."""
-    slots = Slots({slot: LABELS / f"slot-{slot}" for slot in Slot})
+    slots = BlockSlots({slot: f"PARTLABEL=slot-{slot}" for slot in Slot})
     selector = UbootSelector(UbootEnvironment.from_config(), CONVENTION)
     return Device(
         flash=MarkedSlots(slots, selector, running=running_slot(CONVENTION.names)),
@@ -167,12 +168,12 @@ async def online() -> bool:
 async def stop() -> None:
     """Nothing more happens on this event loop."""
     say("hangs")
-    time.sleep(1000)  # noqa: ASYNC251  that is the point
+    time.sleep(1000)
 
 
 async def serve_mqtt(device: Device, url: str) -> None:
     """Be reached through a broker."""
-    from mgota.transports.mqtt.device import serve as serve_over_mqtt
+    from mgota.transports.mqtt.device import serve as serve_over_mqtt  # noqa: PLC0415  imports cost seconds here
 
     async with serve_over_mqtt(device, url) as served:
         await served.online()
@@ -182,25 +183,29 @@ async def serve_mqtt(device: Device, url: str) -> None:
 
 async def fetch(device: Device, url: str) -> None:
     """Ask a web server again and again."""
-    from mgota.transports.pull import poll
+    from mgota.transports.pull import poll  # noqa: PLC0415  the same
 
-    await poll(device, url, interval=2, version=VERSION)
+    await poll(device, url, interval=2, current_version=VERSION)
 
 
 async def main() -> None:
     """Decide, serve, and commit once healthy."""
-    watchdog = Dog()
+    watchdog = HardwareWatchdog(limit=BITES)
     await watchdog.arm(BITES)
+    last_reset = watchdog.last_reset
     if BEHAVIOUR.get("crash") == "start":
         raise SystemExit("this version crashes at its start")
     if BEHAVIOUR.get("hang") == "start":
         await stop()
     device = build_device(watchdog)
     mark("before the boot decision")
-    verdict = await boot_check(device)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(keep_fed, watchdog, interval=1))  # it may have to read a whole slot
+        verdict = await boot_check(device, reason=last_reset)
+        tasks.cancel_scope.cancel()
     status = await device.status()
     slot = await device.flash.running_slot()
-    say(f"version {VERSION} in slot {slot}: {verdict}, bootstatus {watchdog.bootstatus:#x}")
+    say(f"version {VERSION} in slot {slot}: {verdict}; last reset: {last_reset}")
     if verdict is Verdict.RESET:
         await anyio.sleep_forever()
     if BEHAVIOUR.get("crash") == "trial":
