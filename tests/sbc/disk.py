@@ -97,6 +97,18 @@ class Cpio:
         """Add a character device."""
         self._add(name, stat.S_IFCHR | 0o600, b"", (major, minor))
 
+    def tree(self, name: str, path: Path) -> None:
+        """Add a directory with all that is in it."""
+        self.directory(name)
+        for each in sorted(path.rglob("*")):
+            inside = f"{name}/{each.relative_to(path)}"
+            if each.is_symlink():
+                self.link(inside, str(each.readlink()))
+            elif each.is_dir():
+                self.directory(inside)
+            else:
+                self.file(inside, each.read_bytes(), stat.S_IMODE(each.stat().st_mode))
+
     def encode(self) -> bytes:
         """The archive."""
         end = Cpio()

@@ -26,7 +26,7 @@ from mgota.core.record import SlotImage
 
 HERE = Path(__file__).parent
 GUEST = HERE / "guest"
-MGOTA = HERE.parents[1] / "mgota"
+MGOTA_SOURCE = HERE.parents[1] / "mgota"
 
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "crc32c_generic", "ext4", "i6300esb", "qemu_fw_cfg", "virtio_rng")
 HEARTBEAT = 60
@@ -134,7 +134,9 @@ class System:
         (root / "boot/initrd").write_bytes(initramfs())
         shutil.copy(GUEST / "init.sh", root / "sbin/init")
         (root / "sbin/init").chmod(0o755)
-        shutil.copytree(MGOTA, root / "app/mgota", ignore=shutil.ignore_patterns("__pycache__", "page", "testing"))
+        shutil.copytree(
+            MGOTA_SOURCE, root / "app/mgota", ignore=shutil.ignore_patterns("__pycache__", "page", "testing")
+        )
         for each in GUEST.glob("*.py"):
             shutil.copy(each, root / "app")
         key = PrivateKey.generate()

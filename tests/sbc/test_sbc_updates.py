@@ -109,7 +109,7 @@ def test_a_corrupt_image_is_refused(board: Board, system: System) -> None:
 
 def test_a_version_that_nobody_commits_is_rolled_back_and_takes_no_update_before(board: Board, system: System) -> None:
     with board.powered():
-        assert board.push(system.firmware("2.0", commit=False, window=15).path).returncode == 0
+        assert board.push(system.firmware("2.0", commit=False, window=20).path).returncode == 0
         board.wait_for("version 2.0 in slot b: trial")
         board.wait_for("board: serves")
         refused = board.push(system.firmware("3.0").path)
