@@ -44,7 +44,7 @@ def powered(place: Path) -> Generator[Generator[str]]:
     """The board, on while the block runs; then its power is cut. What it says, line by line."""
     kernel = artefacts.kernel("armhf", "armmp")
     tree = next(kernel.image.parents[1].rglob("imx6q-sabrelite.dtb"))
-    command = [
+    command: list[str | Path] = [
         *("qemu-system-arm", "-M", "sabrelite", "-m", "512", "-display", "none", "-monitor", "none", "-nodefaults"),
         *("-kernel", kernel.image, "-dtb", tree, "-initrd", place / "initramfs"),
         *("-append", "console=ttymxc1 quiet", "-serial", "null", "-serial", "stdio"),
