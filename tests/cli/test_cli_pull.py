@@ -183,16 +183,67 @@ def test_a_device_that_runs_is_left_alone(
         assert "another process runs this device" in mgota("pull", url, *place).line
 
 
-def test_a_kill_in_the_middle_goes_on_from_the_mark(site: Site, url: str, shop: Shop, tmp_path: Path) -> None:
-    place = ["--slots", tmp_path / "d", "--key", shop.public, "--current-version", "1"]
-    image = offer(site, shop, "2.0.0", 5 * MEBIBYTE)
+def test_a_program_under_the_launcher_is_replaced_at_once(
+    site: Site, url: str, shop: Shop, mgota: Terminal, tmp_path: Path
+) -> None:
+    place = ["--slots", tmp_path / "d", "--key", shop.public]
+    mgota.ok("provision", shop.image("1.0.0"), *place)
+    offer(site, shop, "2.0.0")
+    seen = tmp_path / "seen"
+    program = ["sh", "-c", f"grep -ao 'MG_VERSION:[0-9.]*' {{slot}} >> {seen}; exec sleep 60"]
+    command = [
+        *PROGRAM,
+        "run",
+        "--dir",
+        str(tmp_path / "d"),
+        "--key",
+        str(shop.public),
+        "--window",
+        "30",
+        "--",
+        *program,
+    ]
+    launcher = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def await_version(version: str) -> None:
+        deadline = time.monotonic() + 30
+        while not (seen.exists() and seen.read_text().endswith(f"MG_VERSION:{version}\n")):
+            assert time.monotonic() < deadline, seen.exists() and seen.read_text()
+            time.sleep(0.05)
+
+    try:
+        await_version("1.0.0")
+        mgota.ok("pull", url, *place)
+        await_version("2.0.0")
+        assert record_at(tmp_path) == "FAILED"  # its trial has begun
+        mgota.ok("commit", "--dir", tmp_path / "d")
+        assert mgota("pull", url, *place).code == 3
+    finally:
+        launcher.terminate()
+        launcher.wait(20)
+
+
+@pytest.mark.parametrize(("kind", "size", "mark"), [("slots", 5 * MEBIBYTE, 2621440), ("stm32h5", 600_000, 262144)])
+def test_a_kill_in_the_middle_goes_on_from_the_mark(
+    site: Site,
+    url: str,
+    shop: Shop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    size: int,
+    mark: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = [*PLACES[kind], "--key", shop.public, "--current-version", "1"]
+    image = offer(site, shop, "2.0.0", size)
     half = response(200, image, etag='"v1"')[: len(image) // 2 + 500]
     site.quirk = lambda request, number: half if request.path == IMAGE and not number else None
     first = subprocess.Popen([*PROGRAM, "pull", url, *map(str, place)])
     try:
-        note = tmp_path / "d" / "download"
+        note = tmp_path / ("d/download" if kind == "slots" else "chip.state.download")
         deadline = time.monotonic() + 30
-        while not (note.exists() and b'"mark": 2621440' in note.read_bytes()):  # the last step below the half
+        while not (note.exists() and b'"mark": %d' % mark in note.read_bytes()):  # the last step below the half
             assert time.monotonic() < deadline, note.exists() and note.read_bytes()
             assert first.poll() is None
             time.sleep(0.02)
@@ -201,9 +252,12 @@ def test_a_kill_in_the_middle_goes_on_from_the_mark(site: Site, url: str, shop: 
         first.wait()
     assert run("pull", url, *place).code == 0
     asked = site.asked()
-    assert [request.range for request in asked] == [None, "bytes=2621440-"]
+    assert [request.range for request in asked] == [None, f"bytes={mark}-"]
     assert asked[1].fields["if-range"] == '"v1"'
-    assert (tmp_path / "d" / "b").read_bytes() == image
+    if kind == "slots":
+        assert (tmp_path / "d" / "b").read_bytes() == image
+    else:
+        assert image in (tmp_path / "chip.bin").read_bytes()
     assert record_at(tmp_path) == "TESTING"
 
 

@@ -2,6 +2,9 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from hashlib import sha256
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import anyio
@@ -12,9 +15,11 @@ from site_server import IMAGE, METADATA, Request, Site, response
 from mgota.core.download import Patience
 from mgota.core.geometry import Slot
 from mgota.core.keys import PrivateKey
+from mgota.core.note import identity_of
 from mgota.core.offer import Policy, Reason
 from mgota.core.pace import Limits
 from mgota.core.record import Outcome, State
+from mgota.device import Device
 from mgota.errors import (
     BadSignatureError,
     BusyError,
@@ -27,6 +32,8 @@ from mgota.errors import (
     TransferError,
     UnsignedError,
 )
+from mgota.linux.environment import file_device
+from mgota.resume import Resume
 from mgota.session import OtaSession
 from mgota.testing import Fault, fault_proxy
 from mgota.transports.pull import Gate, Hooks, Postpone, Pulled, Web, check, poll, pull
@@ -36,6 +43,7 @@ pytestmark = pytest.mark.asyncio
 
 QUICK = Patience(first=0.001, longest=0.002)
 WEB = Web(patience=QUICK, allow_http=True)
+BRIEF = Web(patience=Patience(tries=2, first=0.001, longest=0.002), allow_http=True)
 SIGNED_NEW = signed(NEW)
 
 
@@ -351,7 +359,7 @@ async def test_hooks_put_it_off(gate: Gate, how: str) -> None:
 
 
 async def test_a_staged_image_that_rotted_is_fetched_anew_and_another_offer_replaces_it() -> None:
-    site, one, answers = Site(), board(), [False, True]
+    site, one, answers = Site(), board(), [False, True, True]  # asked before it is read, and of the new one
     site.publish(SIGNED_NEW, key=KEY)
 
     async def may(_: Any) -> bool:
@@ -508,3 +516,121 @@ async def test_a_cancelled_pull_leaves_the_device_free() -> None:
         async with OtaSession(one.device, size=10):
             pass
         assert await pulled(one, url, current_version="1") is None
+
+
+class MemoryNote:
+    """A note in memory."""
+
+    def __init__(self) -> None:
+        self.data: bytes | None = None
+
+    async def load(self) -> bytes | None:
+        return self.data
+
+    async def store(self, data: bytes) -> None:
+        self.data = data
+
+
+LARGE = firmware("2", 200_000)
+
+
+def slots(tmp_path: Path, **options: Any) -> Device:
+    return file_device(tmp_path / "d", **{"verifier": verifying(), **options})
+
+
+@pytest.mark.parametrize("keys", [True, False])
+async def test_a_download_goes_on_in_another_life(tmp_path: Path, keys: bool) -> None:
+    site, note = Site(), MemoryNote()
+    site.keep_alive = False
+    image = signed(LARGE) if keys else LARGE
+    options: dict[str, Any] = {} if keys else {"verifier": None}
+    async with site.served() as url:
+        site.publish(image, url=f"{url}{IMAGE}", key=KEY if keys else None)
+        site.quirk = lambda request, number: (
+            response(200, image, etag='"v1"')[:150_000] if request.path == IMAGE and number == 0
+            else response(404) if request.path == IMAGE and number == 1 else None
+        )  # fmt: skip
+        with pytest.raises(TransferError):
+            await pull(slots(tmp_path, **options), f"{url}{METADATA}", current_version="1", note=note, web=BRIEF)
+        found = await pull(slots(tmp_path, **options), f"{url}{METADATA}", current_version="1", note=note, web=BRIEF)
+    assert found.installed
+    asked = site.asked()
+    assert asked[2].range is not None
+    assert 130_000 < int(asked[2].range[6:-1]) <= 150_000
+    assert (tmp_path / "d" / "b").read_bytes() == image
+
+
+async def test_without_anything_to_decide_at_the_end_nothing_is_resumed(tmp_path: Path) -> None:
+    site, note = Site(), MemoryNote()
+    site.keep_alive = False
+    async with site.served() as url:
+        site.publish(LARGE, url=f"{url}{IMAGE}", digest=False)
+        site.quirk = lambda request, number: response(404) if request.path == IMAGE and number == 1 else (
+            response(200, LARGE, etag='"v1"')[:150_000] if request.path == IMAGE and number == 0 else None
+        )  # fmt: skip
+        device = slots(tmp_path, verifier=None)
+        with pytest.raises(TransferError):
+            await pull(device, f"{url}{METADATA}", current_version="1", note=note, web=BRIEF)
+        assert note.data is None
+        assert (await pull(device, f"{url}{METADATA}", current_version="1", note=note, web=BRIEF)).installed
+    assert site.asked()[2].range is None
+
+
+async def test_what_was_joined_wrongly_is_fetched_once_more_from_its_first_byte(tmp_path: Path) -> None:
+    """The server kept its validator and changed its image: only the end tells."""
+    site, note = Site(), MemoryNote()
+    site.keep_alive = False
+    new, other = signed(LARGE), signed(firmware("1.5", 200_000))
+    async with site.served() as url:
+        site.publish(new, url=f"{url}{IMAGE}", key=KEY)
+        site.quirk = lambda request, number: (
+            response(200, other, etag='"v1"')[:150_000] if request.path == IMAGE and number == 0
+            else response(404) if request.path == IMAGE and number == 1 else None
+        )  # fmt: skip
+        with pytest.raises(TransferError):
+            await pull(slots(tmp_path), f"{url}{METADATA}", current_version="1", note=note, web=BRIEF)
+        assert (await pull(slots(tmp_path), f"{url}{METADATA}", current_version="1", note=note, web=BRIEF)).installed
+        assert [request.range is None for request in site.asked()] == [True, False, False, True]
+    assert (tmp_path / "d" / "b").read_bytes() == new
+
+
+async def test_a_whole_download_that_was_not_activated_is_not_asked_for_again(tmp_path: Path) -> None:
+    site, note = Site(), MemoryNote()
+    image = signed(LARGE)
+    async with site.served() as url:
+        site.publish(image, url=f"{url}{IMAGE}", key=KEY)
+        resume = Resume(note=note, identity=identity_of(f"{url}{IMAGE}", len(image), sha256(image).hexdigest()))
+        with pytest.raises(ZeroDivisionError):  # noqa: PT012
+            async with OtaSession(slots(tmp_path), size=len(image), resume=resume) as session:
+                await session.write(image)
+                raise ZeroDivisionError
+        assert (await pull(slots(tmp_path), f"{url}{METADATA}", current_version="1", note=note, web=BRIEF)).installed
+    assert site.asked() == []
+
+
+async def test_any_bytes_of_a_server_end_in_an_image_or_an_error() -> None:
+    site, draw = Site(), Random(11)
+    site.keep_alive = False
+    site.publish(SIGNED_NEW, key=KEY)
+    good = {path: response(200, site.files[path].data, etag='"v1"', connection="close") for path in (METADATA, IMAGE)}
+
+    def noise(request: Request, _number: int) -> bytes:
+        data = bytearray(good[request.path])
+        for _ in range(draw.randrange(4)):
+            at = draw.randrange(len(data)) if draw.random() < 0.5 else draw.randrange(90)
+            data[at : at + draw.randrange(3)] = draw.randbytes(draw.randrange(3))
+        return bytes(data) if draw.random() < 0.9 else draw.randbytes(draw.randrange(200))
+
+    site.quirk = noise
+    installed = 0
+    async with site.served() as url:
+        for _ in range(150):
+            one = board()
+            try:
+                await pull(one.device, f"{url}{METADATA}", current_version="1", web=BRIEF)
+            except OtaError:
+                assert one.flash.selected is Slot.A
+            except Restarted:
+                installed += 1
+                assert one.content(Slot.B) == SIGNED_NEW
+    assert 0 < installed < 150

@@ -32,7 +32,7 @@ from mgota.resume import Resume
 from mgota.session import OtaSession
 from mgota.transports.pull.attempts import heed, persevere
 from mgota.transports.pull.client import MAX_METADATA, Client, Web, read_some
-from mgota.transports.pull.hooks import Gate, Hooks, OnStatus, tell
+from mgota.transports.pull.hooks import Gate, Hooks, OnStatus, Postpone, tell
 from mgota.transports.pull.transfer import transfer
 from mgota.verified import VerifiedImage
 
@@ -286,12 +286,17 @@ class _Pull:
         image = record.image(record.staged) if record.staged else None
         if image is None or not _is_same(image, decision.manifest):
             return None
+        if answer := await self.hooks.ask(Gate.ACTIVATE, decision):  # before all of it is read
+            return _put_off(decision, answer)
         try:
             verified = await self.device.staged()
         except OtaError as exc:
             log.warning("the staged image is worth nothing: %s", exc)
             return None
-        return await self._activate(verified, decision) if verified else None
+        if verified is None:
+            return None
+        await self.device.activate(verified)
+        return Pulled(decision=decision, installed=True)
 
     async def _install(self, client: Client, decision: Decision) -> Pulled:
         manifest = decision.manifest
@@ -320,7 +325,10 @@ class _Pull:
                 await session.activate(sealed)
                 return Pulled(decision=decision, installed=True)
             await session.activate(sealed, reset=False)
-        return await self._activate(sealed, decision)
+        if answer := await self.hooks.ask(Gate.ACTIVATE, decision):
+            return _put_off(decision, answer)
+        await self.device.activate(sealed)
+        return Pulled(decision=decision, installed=True)
 
     def _resume(self, manifest: Manifest, url: str) -> Resume | None:
         if self.note is None or (manifest.sha256 is None and self.device.verifier is None):
@@ -339,11 +347,9 @@ class _Pull:
                 log.warning("what was put together from two lives does not pass, all of it is fetched anew: %s", exc)
                 await session.restart()
 
-    async def _activate(self, verified: VerifiedImage, decision: Decision) -> Pulled:
-        if answer := await self.hooks.ask(Gate.ACTIVATE, decision):
-            return Pulled(decision=decision, staged=True, postponed=Gate.ACTIVATE, after=answer.seconds)
-        await self.device.activate(verified)
-        return Pulled(decision=decision, installed=True)
+
+def _put_off(decision: Decision, answer: Postpone) -> Pulled:
+    return Pulled(decision=decision, staged=True, postponed=Gate.ACTIVATE, after=answer.seconds)
 
 
 def _is_same(image: SlotImage, manifest: Manifest) -> bool:
