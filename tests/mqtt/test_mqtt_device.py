@@ -404,6 +404,47 @@ async def test_an_upload_through_a_bad_line(mosquitto: Mosquitto) -> None:
             await activated(fake, image)
 
 
+async def test_a_line_that_goes_silent_is_noticed(mosquitto: Mosquitto) -> None:
+    fake = FakeDevice()
+    async with fault_proxy("127.0.0.1", mosquitto.port, [[Fault.stall(14)]]) as proxy:  # behind the last of PUBACK
+        broker = Broker.from_url(f"mqtt://127.0.0.1:{proxy.port}/mg/123", keepalive=1)
+        async with serve(fake.device, broker) as served, peer(f"{mosquitto.url}/mg/123") as tool:
+            with anyio.fail_after(30):
+                await served.online()
+                while proxy.connections < 2:
+                    await anyio.sleep(0.05)
+                await served.online()
+            assert (await tool.ask("ota.status"))["result"]["state"] == "CONFIRMED"
+
+
+async def test_a_reply_that_is_lost_is_asked_for_again(mosquitto: Mosquitto) -> None:
+    """The line breaks between the flash write and the reply: the piece comes again, and is written once."""
+    fake = FakeDevice()
+    gate, writing = anyio.Event(), anyio.Event()
+
+    async def slow() -> None:
+        writing.set()
+        await gate.wait()
+
+    fake.flash.on_write = slow
+    async with fault_proxy("127.0.0.1", mosquitto.port) as proxy:
+        away, near = f"mqtt://127.0.0.1:{proxy.port}/mg/123", f"{mosquitto.url}/mg/123"
+        async with serve(fake.device, away) as served, peer(near) as tool:
+            await served.online()
+            lost = await tool.post("ota.upload", {"total": 3, "offset": 0, "chunk": "YWJj", "session": SESSION})
+            await writing.wait()
+            proxy.break_all()
+            await tool.sees("offline")
+            gate.set()
+            await tool.sees("online", 2)
+            again = await tool.chunk(0, b"abc", total=3, session=SESSION)
+            assert again["result"] == {"session": SESSION, "next": 3, "sealed": True}
+            assert not [reply for reply in tool.replies() if reply["id"] == lost]
+            assert (await tool.chunk(3, b"", total=3, session=SESSION))["result"]["activated"]
+            await activated(fake, b"abc")
+    assert fake.flash.chunks == [3]
+
+
 async def test_credentials_and_tls(tmp_path: Path, pki: Path, caplog: pytest.LogCaptureFixture) -> None:
     context = ssl.create_default_context(cafile=pki / "ca.pem")
     context.load_cert_chain(pki / "client.pem")

@@ -4,9 +4,14 @@ import os
 import signal
 from pathlib import Path
 
+import anyio
 import pytest
 from mosquitto import Mosquitto
 from terminal import Serving, Shop, Terminal, run
+
+from mgota.core.rpc import Chunk, encode_request, upload_request
+from mgota.transports.mqtt.broker import Broker
+from mgota.transports.mqtt.connection import connected
 
 pytestmark = pytest.mark.program("mosquitto")
 
@@ -96,3 +101,51 @@ def test_memory_with_a_broker(mosquitto: Mosquitto, shop: Shop, tmp_path: Path) 
             peaks.append(device.peak_memory())
     assert max(peaks) <= 48
     assert peaks[1] - peaks[0] <= 4
+
+
+SLOW = """
+import anyio
+from mgota.flash.custom import CustomBackend
+
+def backend():
+    image = bytearray()
+    async def begin(size): image.clear()
+    async def write(chunk): await anyio.sleep(0.02); image.extend(bytes(len(chunk))[:1])
+    async def end(): pass
+    async def read(offset, size): return bytes(size)
+    return CustomBackend(begin, write, end, read, max_image=1 << 30)
+"""
+
+
+def test_memory_stays_flat_when_more_comes_than_a_slow_flash_takes(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    """96 MiB are thrown at a device that stores a chunk in 20 ms, by somebody who waits for nothing."""
+    (tmp_path / "slow_driver.py").write_text(SLOW)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
+    env["PYTHONPATH"] = str(tmp_path)
+    place = ["--target", "custom", "--backend", "slow_driver:backend", "--state", tmp_path / "state"]
+    url = f"{mosquitto.url}/site/7"
+    with Serving(*place, "--mqtt", url, env=env) as device:
+
+        async def flood() -> list[float]:
+            broker, peaks = Broker.from_url(url), []
+            came = anyio.Event()
+            async with connected(broker, lambda _: came.set()) as link:
+                await link.subscribe(broker.topic("status"))  # retained: it comes when the device is there
+                with anyio.fail_after(30):
+                    await came.wait()
+                came = anyio.Event()
+                await link.subscribe(broker.topic("tx"))
+                for number in range(2048):
+                    chunk = Chunk(1 << 30, number * 49152, bytes(49152), "0123456789abcdef")
+                    await link.publish(broker.topic("rx"), encode_request(upload_request(number, chunk)))
+                    if number in {64, 2047}:
+                        await link.publish(broker.topic("rx"), b"{}", qos=1)  # up to here the broker has it
+                        with anyio.fail_after(30):
+                            await came.wait()
+                        peaks.append(device.peak_memory())
+            return peaks
+
+        before, after = anyio.run(flood)
+        status = device.status()
+        assert status["update"], (status, device.end(signal.SIGTERM))
+    assert after - before <= 4, (before, after)
