@@ -77,7 +77,7 @@ class GrubEnvironment:
             if _sectors(old, data) > 1:
                 replace_file(self.path, data)
             else:
-                _write_in_place(self.path, data)
+                write_in_place(self.path, data)
         except OSError as exc:
             raise FlashError(f"GRUB's environment {self.path} cannot be written: {exc.strerror}") from exc
         if self._load()[0] != data:
@@ -89,7 +89,12 @@ def _sectors(old: bytes, new: bytes) -> int:
     return sum(old[at : at + _SECTOR] != new[at : at + _SECTOR] for at in range(0, len(new), _SECTOR))
 
 
-def _write_in_place(path: Path, data: bytes) -> None:
+def write_in_place(path: Path, data: bytes) -> None:
+    """Write over a file of the same length, whose change is within one sector.
+
+    Raises:
+        OSError: it could not be written.
+    """
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         if os.pwrite(fd, data, 0) != len(data):

@@ -84,7 +84,7 @@ async def test_the_selector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     await selector.settle(B, fallback=True)
     assert listed(tmp_path / "grubenv")["B_TRY"] == "0"
     with monkeypatch.context() as patch:
-        patch.setattr(grub, "_write_in_place", lambda *_: None)
+        patch.setattr(grub, "write_in_place", lambda *_: None)
         with pytest.raises(SelectError, match="does not keep"):
             await selector.select(A, running=B)
     with monkeypatch.context() as patch:
