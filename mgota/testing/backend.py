@@ -14,7 +14,7 @@ from anyio import CancelScope
 from mgota.core.checksum import checksum
 from mgota.core.geometry import Slot
 from mgota.errors import ConfigError, FlashError, ReadError, TooLargeError
-from mgota.ports import FlashBackend, FlashWriter
+from mgota.ports import FlashBackend, FlashWriter, ResumableBackend, SyncingWriter
 from mgota.testing.bench import Restarted
 from mgota.testing.contract import Make, booted, noise, refused, require
 
@@ -27,6 +27,8 @@ FILL = 4 << 20
 
 async def check_flash_backend(make: Make[FlashBackend], *, blank: bool = True) -> None:
     """Assert what `FlashBackend` and `FlashWriter` promise. What the slots hold is lost.
+
+    A backend that offers to go on with an image (`ResumableBackend`) is held to that, too.
 
     A slot of more than 4 MiB is not filled to the brim.
 
@@ -47,6 +49,7 @@ async def check_flash_backend(make: Make[FlashBackend], *, blank: bool = True) -
     await _check_reading(backend, running.other)
     await _check_limits(backend, running)
     await _check_giving_up(backend, running.other)
+    await _check_going_on(make, backend, running.other)
     await _check_selecting(make)
 
 
@@ -155,6 +158,26 @@ async def _check_giving_up(backend: FlashBackend, slot: Slot) -> None:
                 raise AssertionError(f"abort never raises, and {exc!r} came") from exc
         await write(backend, slot, image)
         require(await backend.read(slot, 0, len(image)) == image, "after an update that was given up comes another")
+
+
+async def _check_going_on(make: Make[FlashBackend], backend: FlashBackend, slot: Slot) -> None:
+    """What `ResumableBackend` and `SyncingWriter` promise, of who offers it."""
+    image = noise(await _size(backend), 9)
+    half = image[: len(image) // 2]
+    writer = await backend.open_writer(slot, len(image))
+    await writer.write(half)
+    mark = await writer.sync() if isinstance(writer, SyncingWriter) else 0
+    await writer.abort()
+    require(0 <= mark <= len(half), "a sync counts what is durable, and no more than came")
+    backend = await _boot(make)
+    if not isinstance(backend, ResumableBackend):
+        return
+    writer, start = await backend.reopen_writer(slot, len(image), mark)
+    require(0 <= start <= mark, "an image goes on no later than where it was marked")
+    require(await backend.read(slot, 0, mark) == image[:mark], "what was marked is still there when an image goes on")
+    await writer.write(image[start:])
+    await writer.finish()
+    require(await backend.read(slot, 0, len(image)) == image, "an image that went on is whole")
 
 
 async def _select(backend: FlashBackend, slot: Slot) -> None:

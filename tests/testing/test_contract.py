@@ -13,13 +13,13 @@ from simple_slots import HALF, SMALL, Slots
 from mgota.core.geometry import Geometry, Region, Sector, Slot, uniform
 from mgota.core.record import BootRecord, decode_record, encode_record
 from mgota.core.swap import JournalPlace, plan_swap
-from mgota.errors import FlashError, ReadError, SelectError, StateError, TooLargeError
+from mgota.errors import FlashError, ReadError, SelectError, StateError, TooLargeError, TransferError
 from mgota.flash.banked import BankedFlash
 from mgota.flash.copied import CopiedFlash
 from mgota.flash.custom import CustomBackend
 from mgota.flash.norstate import NorState
 from mgota.flash.targets.stm32h5 import banks, stm32h5
-from mgota.flash.writer import NorWriter
+from mgota.flash.writer import NorWriter, reopened
 from mgota.linux.slots import FileSlots
 from mgota.linux.state import FileState
 from mgota.ports import FlashWriter, ReadableBuffer
@@ -512,6 +512,35 @@ class SpoilsTheOther(Slots):
         self.flash.erase_now(next(self.flash.geometry.sectors_in(area)))
 
 
+class GoesOn(Slots):
+    """Goes on with an image, as it should."""
+
+    async def reopen_writer(self, slot: Slot, size: int, mark: int) -> tuple[FlashWriter, int]:
+        return reopened(self.flash, self.area(slot), size, mark)
+
+
+class GoesOnTooLate(GoesOn):
+    async def reopen_writer(self, slot: Slot, size: int, mark: int) -> tuple[FlashWriter, int]:
+        return (await super().reopen_writer(slot, size, mark))[0], mark + 1
+
+
+class GoesOnInTheSector(GoesOn):
+    async def reopen_writer(self, slot: Slot, size: int, mark: int) -> tuple[FlashWriter, int]:
+        return (await super().reopen_writer(slot, size, mark))[0], max(mark - 1, 0)
+
+
+class GoesOnBlank(GoesOn):
+    async def reopen_writer(self, slot: Slot, size: int, mark: int) -> tuple[FlashWriter, int]:
+        for sector in self.flash.geometry.sectors_in(self.area(slot)):
+            self.flash.erase_now(sector)
+        return await super().reopen_writer(slot, size, mark)
+
+
+class CountsTooMuch(Faithful):
+    async def sync(self) -> int:
+        return 1 << 30
+
+
 class RecoversOnce(Slots):
     recovered = False
 
@@ -550,13 +579,22 @@ class RecoversOnce(Slots):
         (SelectsOnce, "what was selected stays so over a second boot"),
         (CannotSelect, "a slot with an image is selected, and SelectError"),
         (SpoilsTheOther, "both images are whole after a selection"),
+        (GoesOnTooLate, "an image goes on no later"),
+        (GoesOnInTheSector, "bytes came"),
+        (GoesOnBlank, "what was marked is still there"),
+        (by(CountsTooMuch), "a sync counts what is durable"),
         (RecoversOnce, "twice"),
     ],
 )
 async def test_a_backend_that_breaks_a_promise_fails(broken: Callable[[NorSimulator], Slots], promise: str) -> None:
     flash = NorSimulator(SMALL)
-    with pytest.raises((AssertionError, FlashError, TooLargeError), match=promise):
+    with pytest.raises((AssertionError, FlashError, TooLargeError, TransferError), match=promise):
         await check_flash_backend(lambda: broken(flash))
+
+
+async def test_a_backend_that_goes_on_with_an_image_keeps_its_promises() -> None:
+    flash = NorSimulator(SMALL)
+    await check_flash_backend(lambda: GoesOn(flash))
 
 
 async def test_a_cancellation_that_spoils_the_memory_is_found() -> None:
