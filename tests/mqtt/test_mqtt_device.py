@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiomqtt
 import anyio
 import pytest
 from fake_device import FakeDevice
@@ -402,6 +403,27 @@ async def test_an_upload_through_a_bad_line(mosquitto: Mosquitto) -> None:
                     offset = (await tool.reply(number, 1))["result"]["next"]
             assert (await tool.chunk(offset, b"", total=len(image), session=SESSION))["result"]["activated"]
             await activated(fake, image)
+
+
+async def test_plain_replies_go_out_at_qos_1_and_those_to_a_session_at_0(mosquitto: Mosquitto) -> None:
+    fake = FakeDevice()
+    seen: list[int] = []
+    async with (
+        bench(mosquitto, fake, activate=False) as tool,
+        aiomqtt.Client("127.0.0.1", mosquitto.port) as raw,
+    ):
+        await raw.subscribe("mg/123/tx", qos=1)
+        await tool.chunk(0, b"abc", total=3)
+        await tool.chunk(3, b"", total=3)
+        await tool.chunk(0, b"abc", total=3, session=SESSION)
+        await tool.chunk(3, b"", total=3, session=SESSION)
+        await tool.ask("ota.status")
+        with anyio.fail_after(10):
+            async for message in raw.messages:
+                seen.append(message.qos)
+                if len(seen) == 5:
+                    break
+    assert seen == [1, 1, 0, 1, 1]  # the fourth said "activated": who resets next cannot be asked again
 
 
 async def test_a_line_that_goes_silent_is_noticed(mosquitto: Mosquitto) -> None:
