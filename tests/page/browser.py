@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -60,6 +61,16 @@ def status(device: Serving) -> dict[str, Any]:
 
 
 @contextmanager
+def held(device: Serving) -> Iterator[None]:
+    """The device does nothing for a while: what is seen meanwhile stays as it is."""
+    device.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        device.process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
 def browsing() -> Iterator[Browser]:
     """The system's Chromium."""
     with sync_playwright() as playwright:
@@ -83,7 +94,8 @@ class Tab:
 
     def _said(self, kind: str, text: str) -> None:
         # A refused request is a trouble of the test's own making; a breach of the page's own policy is none.
-        if kind in {"error", "warning"} and not text.startswith(("Failed to load resource", "WebSocket connection to")):
+        network = ("Failed to load resource", "WebSocket connection to", "WebSocket is already in CLOSING")
+        if kind in {"error", "warning"} and not text.startswith(network):
             self.troubles.append(text)
 
     @classmethod

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import PHONE, Tab, status
+from browser import PHONE, Tab, held, status
 from playwright.sync_api import Browser, FileChooser, expect
 from terminal import Serving, Shop, run
 
@@ -43,8 +43,11 @@ def test_an_update_with_its_trial_is_seen_and_kept(tab: Tab, shop: Shop, place: 
         tab.press("Install")
         tab.shows("sending-title", "Installing 2.0.0")
         assert tab.focus() == "sending-title"
-        tab.shows("progress-text", " of 2.9 MiB, ")
-        tab.everybody_can_use_it("http-progress")
+        tab.reaches(10)
+        with held(device):
+            tab.shows("progress-text", " of 2.9 MiB")
+            tab.shows("state", "Being updated")
+            tab.everybody_can_use_it("http-progress")
         tab.shows("trial", "2.0.0 is on trial", "left to keep it")
         tab.shows("good", "2.0.0 runs")
         tab.shows("state", "On trial")
