@@ -27,7 +27,8 @@ FIRST, NEW = signed(OLD), signed(firmware("2", 50))
 OTHER = signed(firmware("3", 50))
 QUICK = Patience(first=0.0001, longest=0.0002)
 WEB = Web(allow_http=True, patience=QUICK)
-IMPATIENT = Web(allow_http=True, patience=QUICK, limits=Limits(idle=0.02))
+# A machine that is busy looks like a stall: many tries, so that only the script decides.
+IMPATIENT = Web(allow_http=True, patience=Patience(tries=100, first=0.0001, longest=0.0002), limits=Limits(idle=0.02))
 HEAD = len(response(200, b"", etag='"v1"', connection="close", content_length="114"))
 EVERYTHING = HEAD + len(NEW)
 BREAKS: dict[str, Callable[[int], Fault]] = {"cut": Fault.cut, "reset": Fault.reset, "stall": Fault.stall}
