@@ -321,7 +321,7 @@ class Device:
         if image is None:
             return False
         try:
-            if await self.flash.extent(slot) < image.size:
+            if 0 < await self.flash.extent(slot) < image.size:  # a blank slot may hold a blank image
                 return False
             scan = await self.scan(slot, image.size, trailer=None)
         except OtaError as exc:
@@ -337,7 +337,7 @@ class Device:
             RejectedError: no trusted key signed it, or it is too old by now.
             FlashError: it could not be read.
         """
-        if image is None or await self.flash.extent(slot) < image.image_size:
+        if image is None or 0 < await self.flash.extent(slot) < image.image_size:
             raise DigestError(f"slot {slot} does not hold the recorded image")
         if self.verifier is None:  # a launcher without keys: what its program verified is known by its digest
             if not await self.is_whole(slot, image):

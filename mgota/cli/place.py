@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from mgota.cli.chip_files import JOURNAL, LOCK, PART, POWER, beside
 from mgota.cli.options import FILE, FOLDER
-from mgota.cli.virtual_device import PART, VirtualDevice, beside, chip, two_slots
+from mgota.cli.virtual_device import VirtualDevice, chip, two_slots
 from mgota.core.http import one_line
 from mgota.core.inspect import Inspect
 from mgota.device import Device
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 CUSTOM = "custom"
-CHIP_FILES = ("opt", "lock", PART)
+CHIP_FILES = ("opt", LOCK, PART)
 """What lies beside --flash FILE, as FILE.opt."""
 
-STATE_FILES = ("download", "journal", "lock", "power")
+STATE_FILES = ("download", JOURNAL, LOCK, POWER, PART)
 """What lies beside --state FILE."""
 
 NOTE = "download"
@@ -178,7 +179,7 @@ def _factory(name: str) -> Callable[..., object]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         factory: object = getattr(importlib.import_module(module), function)
-    except Exception as exc:  # whatever that module does when it is imported
+    except (Exception, SystemExit) as exc:  # whatever that module does when it is imported
         raise click.UsageError(f"--backend {name} cannot be loaded: {_said(exc)}") from exc
     if not callable(factory):
         raise click.UsageError(f"--backend {name} is no function")
@@ -209,13 +210,13 @@ def _custom(factory: Callable[..., object], flash: Path | None, state: Path, **o
         backend = factory(flash) if flash else factory()
     except OtaError:
         raise
-    except Exception as exc:  # no fault of mgota's: say whose
+    except (Exception, SystemExit) as exc:  # no fault of mgota's: say whose
         raise ConfigError(f"the backend's factory failed: {_said(exc)}") from exc
     if not isinstance(backend, FlashBackend):
         raise ConfigError(f"the backend's factory returned {type(backend).__name__}, which is no FlashBackend")
     reset, watchdog = VirtualReset(), VirtualWatchdog()
-    lock = FileLock(beside(state, "lock"))
+    lock = FileLock(beside(state, LOCK))
     device = Device(flash=backend, state=FileState(state), watchdog=watchdog, reset=reset, lock=lock, **options)
     latch: Callable[[], Awaitable[object]] = getattr(backend, "boot", backend.recover)
-    power = (FileLock(beside(state, "power")),)
+    power = (FileLock(beside(state, POWER)),)
     return VirtualDevice(device=device, latch=latch, reset=reset, watchdog=watchdog, power=power)

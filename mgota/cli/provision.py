@@ -17,7 +17,7 @@ from mgota.core.floor import check_floor, effective_floor
 from mgota.core.image import ImageScan, Verifier
 from mgota.core.record import BootRecord
 from mgota.core.trust import trusted
-from mgota.errors import BusyError, ConfigError
+from mgota.errors import BusyError, ConfigError, EmptyImageError
 from mgota.linux.environment import launcher_info
 from mgota.session import provision as write_first
 from mgota.verified import VerifiedImage
@@ -96,7 +96,7 @@ async def _scanned(place: Place, image: Path, size: int, verifier: Verifier | No
 def _check(scan: ImageScan, verifier: Verifier | None, floor: str | None, record: BootRecord | None) -> None:
     """What the seal will ask, before anything is erased."""
     if not scan.size:
-        return  # there is a better word for that
+        raise EmptyImageError("an image has at least one byte")
     if verifier:
         trusted(verifier, record.chain if record else None).check(scan)
     scan.expect_this_chip()

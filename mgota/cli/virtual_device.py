@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from mgota.cli.chip_files import ChipFiles
 from mgota.core.record import Outcome
 from mgota.device import Device
-from mgota.errors import ConfigError, OtaError, UpdateRunningError
-from mgota.flash.files import FileLock, replace_file, sync_directory
+from mgota.errors import OtaError, UpdateRunningError
+from mgota.flash.files import FileLock
 from mgota.flash.virtual import VirtualReset, VirtualWatchdog
 from mgota.linux.environment import LAUNCHER, LOCK, STATE
 from mgota.linux.slots import FileSlots
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from mgota.flash.targets.table import Target
 
 log = logging.getLogger("mgota.virtual")
-
-PART = "part"
-"""FILE.part says which chip's flash memory FILE is."""
 
 Serving = Callable[[Device], AbstractAsyncContextManager[object]]
 """How a device is reached while it runs: `mgota.transports.http.serve`, its options given."""
@@ -86,63 +84,17 @@ def chip(target: "Target", flash: Path, state: Path, **options: Any) -> VirtualD
 
     Raises:
         ConfigError: these files are not those of one such chip.
+        UpdateRunningError: another process is this chip.
     """
     from mgota.flash.targets.virtual import virtual_target  # noqa: PLC0415  `serve --slots` stays small without
 
-    flash, state = flash.resolve(), state.resolve()  # whatever name they go by, they are locked as what they are
-    journal, reset, store = beside(state, "journal"), VirtualReset(), FileState(state)
-    try:
-        check_pair(f"{target.name} {target.part}", flash, state, journal)
-        found = virtual_target(target, flash, journal=journal, state=store, reset=reset)
-        note_part(f"{target.name} {target.part}", flash)
-    except OSError as exc:
-        raise ConfigError(f"the files of the chip {flash} cannot be used: {str(exc.strerror).lower()}") from exc
+    files, reset = ChipFiles(f"{target.name} {target.part}", flash.resolve(), state.resolve()), VirtualReset()
+    store = FileState(files.state)
+    with files.claimed():
+        found = virtual_target(target, files.flash, journal=files.journal, state=store, reset=reset)
     parts: dict[str, Any] = {"flash": found.backend, "state": store, "watchdog": found.watchdog, "lock": found.lock}
     device = Device(reset=reset, **parts, **options)
-    power = (FileLock(flash), FileLock(beside(state, "power")))
-    return VirtualDevice(device=device, latch=found.boot, reset=reset, watchdog=found.watchdog, power=power)
-
-
-def beside(path: Path, ending: str) -> Path:
-    """The file that lies beside another one, as PATH.ending."""
-    return path.with_name(f"{path.name}.{ending}")
-
-
-def check_pair(part: str, flash: Path, state: Path, journal: Path) -> None:
-    """Whether a raw array and a boot record can be those of one chip. Forgets the journal of a chip that is gone.
-
-    Args:
-        part: target and part.
-        flash: the raw array.
-        state: the boot record.
-        journal: of a swap, beside the boot record.
-
-    Raises:
-        ConfigError: not so.
-        OSError: nobody knows.
-    """
-    if flash.exists():
-        named = beside(flash, PART)
-        found = named.read_bytes()[:100].decode("ascii", "replace").strip() if named.exists() else part
-        if found != part:
-            raise ConfigError(
-                f"{flash} is the flash memory of {found}, not of {part}; if that is wrong, remove {named}"
-            )
-    elif state.exists():
-        raise ConfigError(f"{state} is the boot record of a chip, and its flash memory {flash} is missing")
-    elif journal.exists():
-        journal.unlink()
-        sync_directory(journal.parent)
-
-
-def note_part(part: str, flash: Path) -> None:
-    """Say beside a raw array what it is of: as long as another one, it could be taken for it.
-
-    Raises:
-        OSError: it could not be written.
-    """
-    if not beside(flash, PART).exists():
-        replace_file(beside(flash, PART), f"{part}\n".encode())
+    return VirtualDevice(device=device, latch=found.boot, reset=reset, watchdog=found.watchdog, power=files.power)
 
 
 async def power_on(machine: VirtualDevice, serving: Serving, ready: Callable[[], None]) -> None:

@@ -139,7 +139,7 @@ class RecordLog:
         Returns by the generator's value None if there is none: the log is new, and the first `append` begins it.
 
         Raises:
-            StateError: there is something, but no value in it.
+            StateError: there is something in each of the sectors, but no value.
             FlashError: the memory failed.
         """
         self._order, self._epoch = [2, 1, 0], 0  # what was known before counts no more
@@ -150,7 +150,7 @@ class RecordLog:
         self._check_readable(contents, max((found.epoch for found in scanned), default=0))
         used = sum(content.data != self._blank[: len(content.data)] for content in contents)
         if not scanned:
-            if used > 1:  # one sector: the very first record was torn
+            if used == SECTORS:  # fewer: the very first record was torn, after a bad sector perhaps
                 raise StateError("the record log is damaged: no sector of it begins with a valid record")
             return None
         scanned.sort(key=lambda found: found.epoch, reverse=True)

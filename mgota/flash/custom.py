@@ -158,8 +158,10 @@ class CustomBackend:
         """Exactly `size` bytes of `slot`, counted from its start.
 
         Raises:
-            ReadError: they could not be read.
+            ReadError: they could not be read, or are more than an image can have.
         """
+        if offset < 0 or size < 0 or (self._max_image is not None and offset + size > self._max_image):
+            raise ReadError(f"{size} bytes at {offset:#x} are not all inside slot {slot}")
         read = self._read_running if slot is await self.running_slot() else self._read
         if read is None:
             raise ReadError(f"slot {slot} runs, and there is no coroutine that reads the running image")

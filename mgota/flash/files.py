@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,9 @@ from typing import cast
 from mgota.errors import ConfigError, UpdateRunningError
 
 ReadableBuffer = bytes | bytearray | memoryview
+
+STALE = 60.0
+"""Seconds after which a temporary that was not written to has been given up."""
 
 
 class FileLock:
@@ -137,6 +141,7 @@ class DurableFile:
             raise DoubtfulError(errno.EIO, "nobody knows whether it is on the disk")
         if self._durable:
             return
+        sweep_temporaries(self.path)
         self._doubtful.add(data)
         os.fsync(descriptor)
         sync_directory(Path(os.path.realpath(self.path)).parent)
@@ -179,6 +184,21 @@ def replace_file(
             temporary.unlink()
         raise
     sync_directory(target.parent)
+
+
+def sweep_temporaries(path: str | os.PathLike[str]) -> None:
+    """Remove what a process that was killed left of `replace_file`: temporaries that nobody has written to for a while.
+
+    Args:
+        path: the file that they were to replace. Whatever fails here is left for another time.
+    """
+    target = Path(os.path.realpath(path))
+    with suppress(OSError), os.scandir(target.parent) as entries:
+        for entry in entries:
+            mine = entry.name.startswith(f".{target.name}.") and entry.name.endswith(".tmp")
+            with suppress(OSError):
+                if mine and time.time() - entry.stat().st_mtime > STALE:
+                    Path(entry.path).unlink()
 
 
 def _write_new(path: Path, pieces: Iterable[ReadableBuffer], mode: int) -> None:

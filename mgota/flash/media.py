@@ -17,7 +17,7 @@ from typing import Protocol
 
 from mgota.core.geometry import Geometry, Sector
 from mgota.errors import ConfigError
-from mgota.flash.files import replace_file
+from mgota.flash.files import replace_file, sweep_temporaries
 
 PIECE = 1 << 16
 """Bytes that are compared or written at once where the whole would be large."""
@@ -191,6 +191,7 @@ class FileMedium:
         unit = geometry.program_unit
         self._piece = max(PIECE // unit, 1) * unit
         self._blank_piece = geometry.blank(self._piece)
+        sweep_temporaries(self._path)
         try:
             if not self._path.exists():
                 replace_file(self._path, self._blank(geometry.size))

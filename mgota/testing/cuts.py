@@ -9,7 +9,8 @@
 
 Rules:
 - a device is built on simulated flash memory, driven by a real `Device` and a boot record that is stored atomically;
-- each *life* is run once without a cut, which counts its operations, and then once for each operation and mode;
+- each *life* is run once without a cut, which counts its operations, and then once for each operation and mode, where
+  what is left changes its mind after one read, two and three;
 - after a cut the device boots until it settles, and at every boot the rules of `mgota.testing.bench` hold; then the
   update is sent once more, must come up, be committed, and run;
 - nothing is drawn but from the seed: a brick is found again by `only=brick`.
@@ -34,7 +35,7 @@ from mgota.flash.simulator import NorSimulator
 from mgota.ports import StateStore
 from mgota.session import provision
 from mgota.testing.bench import Bench, BrickedError, Build, CellState, MakeState, Restarted, why
-from mgota.testing.power import ALL_MODES, ATOMIC_MODES, CutMode, PowerCut
+from mgota.testing.power import ALL_MODES, ATOMIC_MODES, READS, WAVERING_MODES, CutMode, PowerCut
 from mgota.testing.report import Brick, Cut, Life, Report
 from mgota.trial import commit, rollback
 
@@ -150,12 +151,14 @@ class _Proof:
         if problem:
             self._lost(life, (), problem)
             return
+        if life is Life.FULL:
+            return
         for cut in _cuts(clean.log, self._modes, self._only[0] if self._only else None):
             await self._cut(life, start, cut)
 
     async def _cut(self, life: Life, start: Bench, cut: Cut) -> None:
         bench = start.fork(seed=self._seed)
-        bench.power.cut_at(cut.index, cut.mode)
+        bench.power.cut_at(cut.index, cut.mode, reads=cut.reads)
         problem = await self._attempt(bench, self._live(life, bench))
         self._cuts += 1
         if not bench.power.gone:
@@ -175,7 +178,7 @@ class _Proof:
 
     async def _cut_again(self, life: Life, start: Bench, first: Cut, second: Cut) -> None:
         bench = start.fork(seed=start.seed)
-        bench.power.cut_at(second.index, second.mode)
+        bench.power.cut_at(second.index, second.mode, reads=second.reads)
         problem = await self._attempt(bench, self._recover(bench))
         self._second_cuts += 1
         if not bench.power.gone:
@@ -211,6 +214,9 @@ class _Proof:
             case Life.UPDATE:
                 await bench.update(device, self._new, self._chunk)
                 return
+            case Life.FULL:
+                await self._fill(bench, device)
+                return
             case Life.COMMIT:
                 await _commit(device)
             case Life.RETURN | Life.REGRET:
@@ -224,6 +230,17 @@ class _Proof:
                     raise BrickedError("the update did not come up on trial")
         device, _ = await bench.boot()
         await bench.runs(device, self._new if life is Life.COMMIT else self._old)
+
+    async def _fill(self, bench: Bench, device: Device) -> None:
+        """What is done to one slot must not touch the end of the other: only an image that reaches there can tell."""
+        for version in ("3", "4", "5"):
+            image = firmware(version, await device.flash.capacity())
+            bench.images[sha256(image).hexdigest()] = image
+            await bench.update(device, image, self._chunk)
+            device, _ = await bench.boot()
+            await bench.runs(device, image)
+            await _commit(device)
+            device, _ = await bench.boot()
 
     async def _recover(self, bench: Bench) -> None:
         _, verdict = await bench.boot()
@@ -249,6 +266,7 @@ BEFORE: dict[Life, tuple[Life, ...]] = {
     Life.RETURN: (Life.UPDATE,),
     Life.REGRET: (Life.UPDATE, Life.COMMIT),
     Life.SECOND_UPDATE: (Life.UPDATE, Life.COMMIT),
+    Life.FULL: (),
 }
 """What a device lived through when a life begins."""
 
@@ -269,9 +287,12 @@ def _cuts(operations: Sequence[Operation], modes: Iterable[CutMode], only: Cut |
     for index, operation in enumerate(operations):
         flash = operation.kind in (Kind.ERASE, Kind.PROGRAM)
         for mode in modes:
-            if (flash or mode in ATOMIC_MODES) and only in (None, Cut(index, mode)):
-                what = f"{operation.kind} of {operation.size} bytes"
-                yield Cut(index, mode, f"{what} at {operation.offset:#x}" if flash else what)
+            what = f"{operation.kind} of {operation.size} bytes"
+            what = f"{what} at {operation.offset:#x}" if flash else what
+            for reads in sorted(set(READS)) if mode in WAVERING_MODES else (None,):
+                cut = Cut(index, mode, what, reads)
+                if (flash or mode in ATOMIC_MODES) and only in (None, cut):
+                    yield cut
 
 
 def firmware(version: str, size: int) -> bytes:

@@ -66,6 +66,9 @@ class CutMode(StrEnum):
 ALL_MODES: tuple[CutMode, ...] = tuple(CutMode)
 """All eight."""
 
+WAVERING_MODES = (CutMode.VALID_THEN_BLANK, CutMode.BLANK_THEN_VALID)
+"""The two that change their mind once, after a number of reads."""
+
 ATOMIC_MODES = (CutMode.NOTHING, CutMode.ALL)
 """The two that an operation knows which is not on flash memory."""
 
@@ -137,7 +140,7 @@ def mix(old: bytes, new: bytes, mask: int) -> bytes:
     return (low ^ (low ^ int.from_bytes(new, "little")) & mask).to_bytes(len(old), "little")
 
 
-def tear(flash: NorSimulator, mode: CutMode, offset: int, new: bytes, seed: int) -> None:
+def tear(flash: NorSimulator, mode: CutMode, offset: int, new: bytes, seed: int, *, reads: int | None = None) -> None:
     """Leave behind what a cut leaves of an operation on flash memory.
 
     Args:
@@ -146,10 +149,12 @@ def tear(flash: NorSimulator, mode: CutMode, offset: int, new: bytes, seed: int)
         offset: first byte of the operation.
         new: what the operation would have left, from there on.
         seed: of all that is drawn.
+        reads: after how many of them a wavering mode changes its mind; drawn if omitted.
     """
     random = Random(seed)  # noqa: S311  nothing is kept secret here
     mask = draw_mask(mode, len(new), flash.geometry.program_unit, random)
-    reads = random.choice(READS)
+    drawn = random.choice(READS)
+    reads = drawn if reads is None else reads
     for sector in flash.geometry.sectors_in(Area(offset, len(new))):
         start, end = max(sector.start, offset), min(sector.end, offset + len(new))
         part = new[start - offset : end - offset]
@@ -197,22 +202,24 @@ class PowerSupply:
         self._seed = seed
         self._cuts = 0
         self._mode = CutMode.NOTHING
+        self._reads: int | None = None
         self._armed = -1
         self._hit: Operation | None = None
 
-    def cut_at(self, index: int, mode: CutMode = CutMode.NOTHING) -> None:
+    def cut_at(self, index: int, mode: CutMode = CutMode.NOTHING, *, reads: int | None = None) -> None:
         """Let the power go at an operation. Without flash under it, only `NOTHING` and `ALL` differ.
 
         Args:
             index: how many operations that change something still come before it.
             mode: what is left of it. A mode that the operation does not know is `NOTHING` or `ALL`, drawn.
+            reads: after how many of them a wavering mode changes its mind; drawn if omitted.
 
         Raises:
             ConfigError: the power is gone already, or the index is negative.
         """
         if self.gone or index < 0:
             raise ConfigError("the power is gone: restore it first" if self.gone else "a cut lies in the future")
-        self._mode, self._hit = CutMode(mode), None
+        self._mode, self._reads, self._hit = CutMode(mode), reads, None
         self._armed = self.operations.changes + index
         self.operations.guard, self.operations.guarded_from = self, self._armed
 
@@ -239,7 +246,7 @@ class PowerSupply:
             if self._mode not in ATOMIC_MODES:
                 self._mode = ATOMIC_MODES[seed & 1]
         elif self._mode not in ATOMIC_MODES and _allowed(flash, operation):
-            tear(flash, self._mode, operation.offset, _new(flash, operation), seed)
+            tear(flash, self._mode, operation.offset, _new(flash, operation), seed, reads=self._reads)
         if self._mode is not CutMode.ALL:
             self._cut(operation)
 

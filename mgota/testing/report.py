@@ -29,6 +29,8 @@ class Life(StrEnum):
     """It was committed, and an operator rolls it back."""
     SECOND_UPDATE = "second update"
     """It was committed, and the old image comes back as an update, into the slot that was the first's."""
+    FULL = "full slots"
+    """Two images that fill their slots come as updates and are committed, one after the other. Lived without a cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +41,17 @@ class Cut:
         index: how many operations that change something came before it, since the life, or the recovery, began.
         mode: what it left.
         what: the operation that it hit.
+        reads: after how many of them what is left changes its mind, in the two modes that do; else None.
     """
 
     index: int
     mode: CutMode
     what: str = field(default="", compare=False)
+    reads: int | None = None
 
     def __str__(self) -> str:
-        return f"operation {self.index} ({self.what}), {self.mode}"
+        reads = "" if self.reads is None else f" after {self.reads} read{'s' * (self.reads > 1)}"
+        return f"operation {self.index} ({self.what}), {self.mode}{reads}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from terminal import PROGRAM, Serving, Shop, Terminal
 
+from mgota.core.geometry import Slot
+from mgota.core.recordlog import Kind, encode_entry
+from mgota.core.swap import Phase, SwapState
 from mgota.flash.targets.table import NAMES, find_target
 
 SERVED = [name for name in NAMES if find_target(name).max_image]
@@ -131,6 +134,8 @@ def test_a_custom_backend_is_served(shop: Shop, mgota: Terminal, tmp_path: Path)
         "    return 7\n"
         "def broken(path):\n"
         "    raise KeyError('spi0')\n"
+        "def leaving(path):\n"
+        "    raise SystemExit(7)\n"
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     place = ["--target", "custom", "--backend", "my_driver:backend", *files(tmp_path), "--key", shop.public]
@@ -143,6 +148,8 @@ def test_a_custom_backend_is_served(shop: Shop, mgota: Terminal, tmp_path: Path)
         Serving(*place[:3], "my_driver:wrong", *place[4:], env=env).__enter__()
     with pytest.raises(AssertionError, match="the backend's factory failed: KeyError: 'spi0'"):
         Serving(*place[:3], "my_driver:broken", *place[4:], env=env).__enter__()
+    with pytest.raises(AssertionError, match="the backend's factory failed: SystemExit: 7"):
+        Serving(*place[:3], "my_driver:leaving", *place[4:], env=env).__enter__()
 
 
 def vectors(reset: int, stack: int = 0x20001000, size: int = 5000) -> bytes:
@@ -192,6 +199,22 @@ def test_an_image_for_another_chip_is_refused_before_anything_is_erased(
     assert done.code == 1
     assert "outside" in done.line
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_empty_image_is_refused_and_nothing_is_made(mgota: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert "at least one byte" in mgota("provision", tmp_path / "empty", "--target", "stm32f4", *files(tmp_path)).line
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_blank_image_is_an_image_that_can_be_gone_back_to(shop: Shop, mgota: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "blank").write_bytes(b"\xff" * 5000)
+    place = ["--target", "picosdk", *files(tmp_path)]
+    mgota.ok("provision", tmp_path / "blank", *place)
+    with Serving(*place, "--window", "1") as device:
+        mgota.ok("push", shop.image("2.0.0"), device.url)
+        now = device.until(lambda now: now["state"] == "CONFIRMED" and now["outcome"] is not None)
+        assert (now["outcome"], now["image"]["size"]) == ("rolled_back", 5000)
 
 
 # --- the files of one chip -------------------------------------------------------------------------------------------
@@ -251,9 +274,99 @@ def test_a_new_chip_begins_without_the_journal_of_one_that_is_gone(
 def test_the_memory_of_another_part_is_refused(chip: list[object], mgota: Terminal, tmp_path: Path) -> None:
     line = mgota("serve", "--port", "0", *chip, "--part", "STM32F427xI").line
     assert "is the flash memory of stm32f4 STM32F429xI, not of stm32f4 STM32F427xI" in line
-    (tmp_path / "chip.bin.part").unlink()
+    for name in ("chip.bin.part", "chip.state.part"):
+        (tmp_path / name).unlink()
     with Serving(*chip, "--part", "STM32F427xI"):
         pass
+
+
+def test_a_name_that_another_chip_had_is_free_when_its_files_are_gone(
+    shop: Shop, mgota: Terminal, tmp_path: Path
+) -> None:
+    for target in ("stm32h5", "picosdk", "stm32f4"):
+        place = ["--target", target, *files(tmp_path), "--key", shop.public]
+        for _ in range(2):
+            mgota.ok("provision", shop.image("1.0.0"), *place, "--force")
+        (tmp_path / "chip.bin").unlink()
+        (tmp_path / "chip.state").unlink()
+
+
+def cut_in_its_swap(chip: list[object], shop: Shop, tmp_path: Path) -> None:
+    """The journal of a chip that was killed in its swap, as it is on the disk."""
+    entry = SwapState(phase=Phase.FORWARD, base=Slot.B, raised=True, count=1, step=1, tag=7)
+    (tmp_path / "chip.state.journal").write_bytes(encode_entry(7, Kind.SWAP, entry.encode()))
+
+
+def test_a_chip_is_not_served_with_the_record_of_another_one(
+    chip: list[object], shop: Shop, mgota: Terminal, tmp_path: Path
+) -> None:
+    """Its journal lies beside its record: in the midst of a swap another one would take a torn image as proven."""
+    other = ["--target", "stm32f4", "--flash", tmp_path / "other.bin", "--state", tmp_path / "other.state"]
+    mgota.ok("provision", shop.image("3.0.0"), *other)
+    for flash, state in (("chip.bin", "new.state"), ("chip.bin", "other.state"), ("other.bin", "chip.state")):
+        place = ["--target", "stm32f4", "--flash", tmp_path / flash, "--state", tmp_path / state]
+        for command in (["serve", "--port", "0"], ["provision", shop.image("3.0.0"), "--force"]):
+            assert "are of two different chips" in mgota(*command, *place).line
+    assert not (tmp_path / "new.state").exists()
+
+
+@pytest.mark.parametrize("damage", [None, b"garbage"])
+def test_a_flash_file_in_the_place_of_one_that_was_cut_in_its_swap_is_not_touched(
+    damage: bytes | None, chip: list[object], shop: Shop, mgota: Terminal, tmp_path: Path
+) -> None:
+    cut_in_its_swap(chip, shop, tmp_path)
+    if damage:
+        (tmp_path / "chip.state.journal").write_bytes(damage)
+    (tmp_path / "chip.state").unlink()
+    dump = os.urandom(2 << 20)
+    (tmp_path / "chip.bin").write_bytes(dump)
+    assert "a swap of this chip was cut off" in mgota("serve", "--port", "0", *chip).line
+    assert (tmp_path / "chip.bin").read_bytes() == dump
+    (tmp_path / "chip.state.journal").unlink()
+    with Serving(*chip) as device:
+        assert device.status()["state"] == "CONFIRMED"
+
+
+def test_a_record_that_was_removed_in_peace_is_made_anew(chip: list[object], tmp_path: Path) -> None:
+    (tmp_path / "chip.state").unlink()
+    with Serving(*chip) as device:
+        assert device.status()["state"] == "CONFIRMED"
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"\xff\n", b"one two", b"x" * 300])
+def test_a_damaged_note_of_whose_file_it_is_is_told_in_one_line(
+    content: bytes, chip: list[object], mgota: Terminal, tmp_path: Path
+) -> None:
+    (tmp_path / "chip.bin.part").write_bytes(content)
+    assert "chip.bin.part is damaged" in mgota("serve", "--port", "0", *chip).line
+    (tmp_path / "chip.bin.part").unlink()
+    os.mkfifo(tmp_path / "chip.bin.part")
+    assert "cannot be used" in mgota("serve", "--port", "0", *chip).line
+
+
+def test_of_two_processes_that_make_one_chip_one_does(shop: Shop, tmp_path: Path) -> None:
+    command = [*PROGRAM, "provision", shop.image("1.0.0", 200_000), "--target", "rt1050"]
+    for name in range(3):
+        common = [*map(str, command), "--flash", str(tmp_path / f"f{name}"), "--state"]
+        both = [
+            subprocess.Popen([*common, str(tmp_path / f"s{name}.{which}")], stderr=subprocess.PIPE, text=True)
+            for which in range(2)
+        ]
+        told = [process.communicate(timeout=60)[1] for process in both]
+        assert sorted(process.returncode for process in both) == [0, 1], told
+        assert any("another process runs this device" in line or "two different chips" in line for line in told)
+
+
+def test_what_a_killed_process_left_is_removed_by_a_later_one(chip: list[object], tmp_path: Path) -> None:
+    left = [tmp_path / name for name in (".chip.bin.01234567.tmp", ".chip.state.89abcdef.tmp")]
+    young = tmp_path / ".chip.state.00000000.tmp"
+    for path in (*left, young):
+        path.write_bytes(b"half")
+    for path in left:
+        os.utime(path, (1, 1))
+    with Serving(*chip):
+        pass
+    assert [path.exists() for path in (*left, young)] == [False, False, True]
 
 
 @pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
@@ -269,6 +382,7 @@ def test_two_chips_do_not_share_a_boot_record(chip: list[object], mgota: Termina
     (tmp_path / "other.state").symlink_to("chip.state")
     with Serving(*chip):
         for state in ("chip.state", "other.state"):
+            (tmp_path / "other.bin.part").write_bytes((tmp_path / "chip.bin.part").read_bytes())
             other = ["--target", "stm32f4", "--flash", tmp_path / "other.bin", "--state", tmp_path / state]
             assert "another process runs this device" in mgota("serve", "--port", "0", *other).line
 

@@ -1,6 +1,7 @@
 """The record log: what it keeps over full sectors, bad units, any bytes, and power cuts; and what each rule is for."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import product
 from random import Random
@@ -263,11 +264,24 @@ def test_one_sector_without_a_record_is_a_first_record_that_was_torn() -> None:
         assert mount(flash) == b"fresh"
 
 
-def test_more_sectors_without_a_record_are_damage_unless_there_is_something_to_begin_with() -> None:
-    flash = laid(b"\0", entry(1, b"torn")[:19])
+def test_all_sectors_without_a_record_are_damage_unless_there_is_something_to_begin_with() -> None:
+    flash = laid(b"\0", entry(1, b"torn")[:19], b"\0")
     with pytest.raises(StateError, match="damaged"):
         mount(flash)
     assert mount(flash, b"fresh") == b"fresh"
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
+def test_a_new_log_whose_first_sector_is_bad_survives_a_cut(mode: CutMode) -> None:
+    for operation in range(6):
+        flash = NorSimulator(SMALL)
+        spoil(flash, "error", at(0))
+        power = PowerSupply(flash, seed=operation)
+        power.cut_at(operation, mode)
+        with suppress(PowerCut):
+            mount(flash, b"first")
+        power.restore()
+        assert mount(flash, b"again") in (b"first", b"again")
 
 
 def test_a_log_of_another_kind_is_damage() -> None:
@@ -311,7 +325,7 @@ def test_records_of_another_epoch_behind_the_newest_are_remains() -> None:
 def test_a_record_that_no_log_can_have_written_is_none(second: bytes) -> None:
     flash = laid(entry(5, b"five") * 2, second)
     assert mount(flash) == b"five"
-    flash = laid(second, second)
+    flash = laid(second, second, second)
     with pytest.raises(StateError, match="damaged"):
         mount(flash)
     assert not flash.operations.broken_rules

@@ -135,7 +135,7 @@ async def test_a_record_that_does_not_fit_is_refused_and_the_last_one_stays() ->
 @pytest.mark.parametrize(
     "content",
     [
-        (b"\0" * 64, b"\0" * 64, b""),
+        (b"\0" * 64, b"\0" * 64, b"\0"),
         tuple(encode_entry(9, LogKind.SWAP, SwapState().encode()) for _ in range(3)),
         (encode_entry(9, LogKind.STATE, b"no record"),),
         (encode_entry(9, LogKind.STATE, b""),),

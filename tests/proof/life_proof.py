@@ -137,7 +137,7 @@ def counted(name: str, report: Report) -> Tally:
                 {
                     "place": name,
                     "life": brick.life,
-                    "cuts": [[cut.index, cut.mode] for cut in brick.cuts],
+                    "cuts": [[cut.index, cut.mode, cut.reads] for cut in brick.cuts],
                     "seed": brick.seed,
                 }
             ),
@@ -160,6 +160,6 @@ def replay(recipe: str) -> Tally:
         recipe: of the brick.
     """
     told = json.loads(recipe)
-    cuts = tuple(Cut(index, CutMode(mode)) for index, mode in told["cuts"])
+    cuts = tuple(Cut(index, CutMode(mode), reads=reads) for index, mode, reads in told["cuts"])
     brick = LifeBrick(Life(told["life"]), cuts, told["seed"], "")
     return counted(told["place"], live(place_called(told["place"]), only=brick))
