@@ -18,7 +18,6 @@ from mgota.core.keys import PublicKey, load_public_key
 from mgota.core.version import is_version, order
 from mgota.errors import ConfigError
 from mgota.outgoing import Remote
-from mgota.transports.http.push import Remote as HttpRemote
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -265,6 +264,8 @@ def remote_at(
         return sender.Remote(url, user=user, ssl_context=context, timeout=timeout, version=version, **mqtt)
     if token is None and token_file is not None:
         token = lines_of(token_file, "token file")[0]
+    from mgota.transports.http.push import Remote as HttpRemote  # noqa: PLC0415  a device that serves does not push
+
     return HttpRemote(url, token=token, user=user, ssl_context=context, timeout=timeout)
 
 

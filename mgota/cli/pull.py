@@ -25,9 +25,9 @@ from mgota.cli.options import (
     trust_options,
 )
 from mgota.cli.place import Place, place_options
-from mgota.cli.pulling import pull_options, web_of
+from mgota.cli.pulling import policy_of, pull_options, web_of
 from mgota.cli.virtual_device import VirtualDevice, powered
-from mgota.core.offer import Decision, Policy
+from mgota.core.offer import Decision
 from mgota.core.weburl import check_source
 from mgota.device import Device
 from mgota.errors import OtaError
@@ -137,7 +137,7 @@ async def _look(url: str, place: Place, device: dict[str, Any], web: "Web", wish
 
 
 def _options(wishes: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    policy: Policy = wishes["policy"]
+    policy = policy_of(wishes["policy"])
     options = {
         "policy": policy,
         "allow_plain": wishes["allow_plain_manifest"],

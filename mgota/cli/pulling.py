@@ -1,6 +1,6 @@
 """What `mgota pull` and `mgota serve --pull` have in common: where updates come from, and which are wanted.
 
-httpx is loaded when something is pulled, and not before.
+httpx and what else pulling takes are loaded when something is pulled, not before: who does not pull stays small.
 """
 
 from collections.abc import AsyncGenerator, Callable
@@ -13,21 +13,18 @@ import anyio
 import click
 
 from mgota.cli.options import FILE, client_context
-from mgota.core.download import Patience
-from mgota.core.offer import NEWER, Policy
-from mgota.core.polls import check_interval
-from mgota.core.weburl import check_source
 from mgota.device import Device
 from mgota.errors import ConfigError
-from mgota.linux.note import FileNote
 
 if TYPE_CHECKING:
     import ssl
 
+    from mgota.core.offer import Policy
     from mgota.transports.pull import Web
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+NEWER = "newer"
 INTERVAL = 3600.0
 """Seconds between two polls, unless something else is said."""
 
@@ -54,7 +51,7 @@ def pull_options(command: F) -> F:
         click.option(
             "--policy",
             callback=_policy,
-            default="newer",
+            default=NEWER,
             show_default=True,
             metavar="newer|different|pinned=VERSION",
             help="Which versions are wanted.",
@@ -94,6 +91,8 @@ def polling_options(command: F) -> F:
 
 def _interval(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
     if value is not None:
+        from mgota.core.polls import check_interval  # noqa: PLC0415
+
         try:
             check_interval(value, 0.0)
         except ConfigError as exc:
@@ -113,16 +112,18 @@ def _way(
     allow_http: bool,
     allow_origin: tuple[str, ...],
     proxy: str | None,
-    policy: Policy,
+    policy: str,
     allow_plain_manifest: bool,
     threshold: int,
     mongoose_query: str | None,
 ) -> Callable[[Device], AbstractAsyncContextManager[None]]:
+    from mgota.core.weburl import check_source  # noqa: PLC0415
+
     check_source(url, allow_http=allow_http or signed)
     context = client_context(pull_cacert, pull_cert, pull_key_file)
     web = web_of(context=context, allow_http=allow_http, allow_origin=allow_origin, proxy=proxy)
     options = {
-        "policy": policy,
+        "policy": policy_of(policy),
         "allow_plain": allow_plain_manifest,
         "threshold": threshold,
         "mongoose_query": mongoose_query is not None,
@@ -131,11 +132,24 @@ def _way(
     return polling(url, note, interval or INTERVAL, web, **options)
 
 
-def _policy(_ctx: click.Context, _param: click.Parameter, value: str) -> Policy:
+def _policy(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     try:
-        return Policy.parse(value)
+        if value != NEWER:
+            policy_of(value)
     except ConfigError as exc:
         raise click.BadParameter(str(exc)) from exc
+    return value
+
+
+def policy_of(text: str) -> "Policy":
+    """Which versions are wanted, of what `--policy` says.
+
+    Raises:
+        ConfigError: it is no policy.
+    """
+    from mgota.core.offer import Policy  # noqa: PLC0415
+
+    return Policy.parse(text)
 
 
 def web_of(
@@ -152,6 +166,8 @@ def web_of(
     Raises:
         ConfigError: httpx is not installed, or an option cannot be.
     """
+    from mgota.core.download import Patience  # noqa: PLC0415
+
     try:
         from mgota.transports.pull import Web  # noqa: PLC0415  who does not pull does not load it
     except ModuleNotFoundError as exc:
@@ -180,7 +196,8 @@ def polling(
         web: how servers are reached.
         options: further arguments of `poll`.
     """
-    from mgota.transports.pull import poll  # noqa: PLC0415  the same
+    from mgota.linux.note import FileNote  # noqa: PLC0415
+    from mgota.transports.pull import poll  # noqa: PLC0415
 
     kept = FileNote(note) if note else None
 

@@ -21,7 +21,6 @@ Section numbers are those of RFC 9110.
 
 import re
 from dataclasses import dataclass
-from email.utils import mktime_tz, parsedate_tz
 from enum import Enum
 from typing import Final
 
@@ -155,6 +154,8 @@ def retry_after(answer: Answer, now: float) -> float | None:
 
 
 def _seconds(date: str) -> float | None:
+    from email.utils import mktime_tz, parsedate_tz  # noqa: PLC0415  a mebibyte, for what servers hardly ever say
+
     try:
         parsed = parsedate_tz(date)
         return None if parsed is None else float(mktime_tz(parsed))

@@ -33,7 +33,6 @@ from mgota.transports.http.connection import Exchange
 from mgota.transports.http.conversation import Life, converse, converse_on, own_names, stream_ends
 from mgota.transports.http.message import App, Authenticator, Request, Response
 from mgota.transports.http.older import TRUE, Older
-from mgota.transports.http.page import page_of_device
 from mgota.transports.http.tls import check_context
 from mgota.transports.http.upload import upload
 from mgota.trial import check_commit, check_rollback, commit, rollback
@@ -114,7 +113,8 @@ class OtaHttp:
             older=older if pieces else None,
         )
         self._older = Older(device, pieces) if pieces else None
-        self._page = Response.line("there is nothing here", 404) if page is None else page_of_device(prefix)
+        self._prefix = prefix
+        self._page: Response | None = None
 
     @property
     def resetting(self) -> bool:
@@ -161,7 +161,7 @@ class OtaHttp:
                     status = await self.device.status()
                     return await self._reply(exchange, ends, Response.json(status.as_dict()))
                 case Action.PAGE:
-                    return await self._reply(exchange, ends, self._page)
+                    return await self._reply(exchange, ends, self._page_of_device())
                 case Action.APP:
                     return await self._run_app(exchange, ends)
                 case Action.UPDATE:
@@ -175,6 +175,13 @@ class OtaHttp:
         except Exception as exc:
             log.exception("a request from %s failed", ends.peer)
             return await self._fail(exchange, ends, exc)
+
+    def _page_of_device(self) -> Response:
+        """The updater page, put together when somebody asks for it: most devices never show theirs."""
+        from mgota.transports.http.page import page_of_device  # noqa: PLC0415  the same
+
+        self._page = self._page or page_of_device(self._prefix)
+        return self._page
 
     async def _fail(self, exchange: Exchange, ends: Ends, exc: Exception) -> bool:
         if exchange.answered:
