@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from terminal import Done, Serving, Shop, Terminal
 from test_cli_publish import publishing
+from test_cli_pull import nginx
 
 from mgota.core.keys import PrivateKey
 
@@ -70,6 +71,27 @@ def test_a_life_of_signed_manifests(field: Field, tmp_path: Path) -> None:
     with urllib.request.urlopen(f"{field.url}/devices", timeout=30) as reply:
         (device,) = json.loads(reply.read())["devices"]
     assert (device["id"], device["version"], device["boot"]) == ("dev7", "1.0", "CONFIRMED")
+
+
+@pytest.mark.program("nginx")
+def test_static_hosting_as_the_readme_has_it(field: Field, tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    snippet = readme[readme.index("location /firmware/") : readme.index("```", readme.index("location /firmware/"))]
+    www = tmp_path / "www"
+    www.mkdir()
+    field.shelf = field.shelf.rename(www / "firmware")
+    for path in (tmp_path, www, field.shelf):
+        path.chmod(0o755)  # nginx may read it as somebody else
+    field.offer("1.1", "--seq", 1)
+    with nginx(www, snippet.replace("/srv", str(www))) as url:
+        field.url = f"{url}/firmware"
+        for name, caching in (("manifest.json", "no-cache"), ("fw-1.1.bin", "public, max-age=31536000, immutable")):
+            with urllib.request.urlopen(f"{field.url}/{name}", timeout=30) as reply:
+                assert reply.headers["Cache-Control"] == caching
+                assert reply.headers["ETag"]
+                assert reply.headers["Accept-Ranges"] == "bytes"
+        done = field.pull()
+        assert done.code == DONE, done.err
 
 
 def test_keys_are_rotated_in_the_field(field: Field, tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ def test_httpx_is_loaded_only_when_something_is_pulled_and_rich_never(tmp_path: 
 
 
 @contextmanager
-def nginx(directory: Path) -> Iterator[str]:
+def nginx(directory: Path, more: str = "location = /slow.bin { limit_rate 600k; }") -> Iterator[str]:
     """A server of another make, on a free port, for the files in a directory."""
     place = directory.parent / "nginx"
     place.mkdir()
@@ -330,7 +330,7 @@ def nginx(directory: Path) -> Iterator[str]:
         "http { log_format mine '$request_uri $status $http_range $sent_http_content_range';\n"
         f"access_log {log} mine; client_body_temp_path {place}/b; proxy_temp_path {place}/p;\n"
         f"fastcgi_temp_path {place}/f; uwsgi_temp_path {place}/u; scgi_temp_path {place}/s;\n"
-        f"server {{ listen 127.0.0.1:{port}; root {directory}; location = /slow.bin {{ limit_rate 600k; }} }} }}\n"
+        f"server {{ listen 127.0.0.1:{port}; root {directory}; {more} }} }}\n"
     )
     program = shutil.which("nginx") or "nginx"
     process = subprocess.Popen([program, "-c", str(place / "nginx.conf"), "-p", str(place)], stderr=subprocess.PIPE)
