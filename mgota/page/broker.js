@@ -273,13 +273,12 @@
       this._after(() => this.sender.receive(reply, seconds()));
     }
 
-    /** Stop, and let the device stop, too: a piece that differs from what it has ends the upload (SPEC.md). */
-    async cancel() {
+    /** Stop, and tell the device to give up, too: else it would wait for the rest, and be busy meanwhile. */
+    cancel() {
       if (this._ended) return;
       this._end(this._reject, new mgota.Refusal("Cancelled. The device keeps running what it ran.", "cancelled"));
-      const byte = new Uint8Array(await this.file.slice(0, 1).arrayBuffer())[0];
-      const params = { total: this.file.size, offset: 0, session: this.sender.session, chunk: btoa(String.fromCharCode(byte ^ 255)) };
-      if (this.sender.acked) this.broker.send(this.link.name, { id: this.sender.freshId, method: "ota.upload", params }, 1);
+      const { freshId: id, session } = this.sender;
+      this.broker.send(this.link.name, { id, method: "ota.abort", params: { session } }, 1);
     }
 
     _after(step) {

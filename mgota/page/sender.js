@@ -28,6 +28,7 @@
       this.error = null; // why it failed, one line of the device's or ours
       this.busy = false; // whether it failed because somebody else is at it
       this.refused = false; // whether the device itself said so
+      this.kind = null; // what kind of trouble, in the device's word: rejected, transfer, flash, busy
       this._newSession = newSession;
       this._id = firstId;
       this._restarts = 0;
@@ -155,16 +156,15 @@
         if (error.code === -32601) this._fail("the device does not know sessions: use mgota push --stop-and-wait");
       } else if (error.code === 2 || data.final === true) {
         this.busy = error.code === 2;
+        this.kind = data.kind ?? null;
         this._fail(message, true);
       } else if (this._endSent && !data.next) {
         this._over = UNSURE; // it had everything, and has nothing now: perhaps it restarted with it
       } else if (count(data.next, this.total)) {
         this._goOn(data.next);
-      } else if (from === 0) {
+      } else if (data.kind !== "transfer" && from === 0) {
         this._fail(message, true);
-      } else {
-        this._ask = true;
-      }
+      } // else it passes, as when the device is stopping: the silence that follows asks
     }
 
     /** Go on where the device wants it. What still flies was sent for nothing, and its answers mean nothing. */

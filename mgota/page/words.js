@@ -141,7 +141,8 @@
   function failedUpload(sender) {
     const told = sentence(sender.error);
     if (sender.busy) return new Refusal(`The device cannot do that now. ${told}`);
-    if (sender.refused) return new Refusal(`The device refused the image. ${told} It keeps running what it ran.`);
+    if (sender.kind === "flash") return new Refusal(`The device could not store the image. ${told} It keeps running what it ran.`);
+    if (sender.refused && sender.kind !== "transfer") return new Refusal(`The device refused the image. ${told} It keeps running what it ran.`);
     return new Refusal(`The transfer failed. ${told} The device keeps running what it ran.`);
   }
 

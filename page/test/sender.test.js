@@ -163,6 +163,19 @@ test("what the device refuses for good ends it with its words", () => {
   }
 });
 
+test("a refusal that passes is asked about after a silence, and the upload begins again", () => {
+  const sender = make(), device = new Device();
+  sender.connected(0);
+  const [first] = due(sender, 0);
+  sender.receive({ id: first.id, error: { code: 1, message: "the device is stopping", data: { session: sender.session, kind: "transfer" } } }, 0);
+  assert.equal(sender.phase, "sending");
+  assert.equal(due(sender, 0).filter((r) => r.method === "ota.status").length, 0);
+  sender.tick(5);
+  run(sender, device, 5);
+  assert.equal(sender.phase, "done");
+  assert.deepEqual(device.image, IMAGE);
+});
+
 test("the answer to the end is lost and the device is gone for its reset: that is unsure, not failed", () => {
   const sender = make(), device = new Device();
   sender.connected(0);

@@ -70,6 +70,8 @@ test("refusals say what to do", () => {
   for (const code of [400, 403, 404, 408, 412, 413, 421, 500, 503, 599]) assert.match(mgota.refusal(code, "why").message, /\.( |$|\))/);
   assert.match(mgota.failedUpload({ error: "x", refused: true }).message, /refused the image\. X\. It keeps/);
   assert.match(mgota.failedUpload({ error: "x", busy: true, refused: true }).message, /cannot do that now/);
+  assert.match(mgota.failedUpload({ error: "x", refused: true, kind: "flash" }).message, /could not store/);
+  assert.match(mgota.failedUpload({ error: "x", refused: true, kind: "transfer" }).message, /transfer failed/);
   assert.match(mgota.failedUpload({ error: "x" }).message, /transfer failed/);
   assert.match(mgota.refusedByDevice(2, "y"), /now\. Y\.$/);
 });
