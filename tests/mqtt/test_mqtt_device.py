@@ -131,11 +131,26 @@ async def test_the_tutorials_upload_with_an_empty_last_chunk(mosquitto: Mosquitt
 
 
 async def test_the_dashboards_upload_ends_with_junk(mosquitto: Mosquitto) -> None:
+    """As Mongoose 7.22's dashboard does it: ids are texts, QoS 0, and what it sends behind the last piece is the text
+    of a JavaScript value that is not there."""
     fake = FakeDevice()
     async with bench(mosquitto, fake) as tool:
-        await tool.upload(IMAGE)
-        for offset in (12288, 16384):  # it would go on for as long as it is answered ok
-            answer = await tool.chunk(offset, b"garbage")
+
+        async def rpc(number: int, offset: int, data: bytes) -> dict[str, Any]:
+            params = {"offset": offset, "total": len(IMAGE), "chunk": b64encode(data).decode()}
+            await tool.raw(
+                json.dumps({"method": "ota.upload", "id": f"k3x9zq{number}", "params": params}).encode(), qos=0
+            )
+            with anyio.fail_after(10):
+                while not (found := [each for each in tool.replies() if each["id"] == f"k3x9zq{number}"]):
+                    await anyio.sleep(0.002)
+            return found[0]
+
+        for number in range(3):
+            answer = await rpc(number, number * 4096, IMAGE[number * 4096 : number * 4096 + 4096])
+            assert answer["result"] == "ok"
+        for number in (3, 4):  # it would go on for as long as it is answered ok
+            answer = await rpc(number, number * 4096, b"undefined")
             assert answer["error"]["code"] == 1
             assert "complete" in answer["error"]["message"]
         await activated(fake)
