@@ -13,8 +13,6 @@ Numbers are those of AN3155 (revision 14), sections 3.1 to 3.11. Eight data bits
 """
 
 from collections.abc import Iterable, Sequence
-from functools import reduce
-from operator import xor
 from typing import Final
 
 from mgota.core.talk import Send, Talk, Want
@@ -68,7 +66,10 @@ _NAMES: Final = {
 
 def checked(data: bytes) -> bytes:
     """Bytes with the XOR of all of them behind."""
-    return data + bytes([reduce(xor, data)])
+    check = 0
+    for byte in data:
+        check ^= byte
+    return data + bytes([check])
 
 
 def _acknowledged(what: str, timeout: float = SHORT) -> Talk[None]:
