@@ -17,7 +17,7 @@ from site_server import Request, Site, response
 from mgota.core.pace import Limits
 from mgota.errors import ConfigError, OtaError, StalledError, TransferError
 from mgota.testing import Fault, fault_proxy
-from mgota.transports.pull.client import Client, Web, read_some
+from mgota.transports.pull.client import READ, Client, Web, read_some
 
 pytestmark = pytest.mark.asyncio
 
@@ -46,6 +46,20 @@ async def test_an_answer_is_a_head_and_what_comes_then() -> None:
     first = site.requests[0]
     assert (first.path, first.query, first.fields["x-own"]) == ("/a", "b=c", "1")
     assert first.fields["user-agent"] == "mgota"
+
+
+async def test_a_connection_gives_what_is_there_at_once() -> None:
+    """Without it a download takes twice the work: the knob that it turns is httpcore's, and has to be there."""
+    site = Site()
+    site.put("/a", TEXT * 400)
+    async with site.served() as url, Client(Web(), url) as client:
+        for _ in range(2):
+            async with client.get(f"{url}/a", []) as incoming:
+                pieces = [len(piece) async for piece in incoming.body()]
+                stream = incoming._response.extensions["network_stream"]
+                assert stream.read.asks_for == READ
+            assert sum(pieces) == len(TEXT) * 400
+            assert max(pieces) <= READ
 
 
 async def test_a_body_that_is_too_large_is_left() -> None:

@@ -10,7 +10,7 @@ Rules:
 import ssl
 import sys
 from collections.abc import AsyncGenerator, Generator, Iterable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Self, cast
 from urllib.parse import unquote, urlsplit
@@ -45,6 +45,9 @@ MAX_METADATA: Final = 64 * 1024
 """Bytes of the largest manifest that is read."""
 
 AGENT: Final = "mgota"
+
+READ: Final = 256 * 1024
+"""Bytes that a connection gives at once, if they are there: what asyncio reads in one go."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,11 +181,31 @@ class Client:
             target, user = _without_user(url)
             request = client.build_request("GET", target, headers=fields)
             response = await client.send(request, stream=True, auth=user)
+        _read_more(response)
         try:
             yield Incoming(response)
         finally:
             with anyio.CancelScope(shield=True), _quiet():
                 await response.aclose()
+
+
+def _read_more(response: httpx.Response) -> None:
+    """Let this connection give `READ` bytes at once.
+
+    httpcore asks for 64 KiB, and anyio cuts what it has into pieces of that: more than half of a download's work.
+    """
+    stream: Any = response.extensions.get("network_stream")
+    if stream is None or hasattr(stream.read, "asks_for"):  # none, or used before
+        return
+    read = stream.read
+
+    async def more(max_bytes: int, timeout: float | None = None) -> bytes:
+        found: bytes = await read(max(max_bytes, READ), timeout)
+        return found
+
+    more.asks_for = READ  # type: ignore[attr-defined]
+    with suppress(AttributeError):  # a stream whose methods are fixed works as it is
+        stream.read = more
 
 
 def _without_user(url: str) -> tuple[str, tuple[str, str] | None]:
