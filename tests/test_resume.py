@@ -407,6 +407,14 @@ async def test_a_note_in_a_file(tmp_path: Path) -> None:
     assert await note.load() is None
     await note.store(b"x" * 1024)
     assert await FileNote(tmp_path / "download").load() == b"x" * 1024
+    await note.store(b"short")
+    assert await note.load() == b"short"
+    assert (tmp_path / "download").stat().st_size == 1024
+    (tmp_path / "download").write_bytes(b"y" * 2000)
+    assert len(await note.load() or b"") == 1025  # too long to be one
+    await note.store(b"")
+    assert await note.load() == b""
+    assert (tmp_path / "download").stat().st_size == 1024
     with pytest.raises(StateError, match="cannot store the note"):
         await note.store(b"x" * 1025)
     (tmp_path / "download").unlink()
