@@ -1,0 +1,213 @@
+"""The configuration file: what it may say, and every fault with its line."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from mgota.core.config import Config, Fault, parse_config, read_config
+from mgota.core.toml_lines import line_of, lines_of
+from mgota.errors import ConfigError
+
+FULL = """\
+[device]
+id = "gateway-17"
+hardware = "gw-rev3"
+floor = "1.2.0"
+window = 90
+tries = 2
+on_unknown = "confirm"
+
+[keys]
+images = ["/etc/mgota/public.pem"]
+trailer = "mgsg"
+manifests = ["/etc/mgota/a.pem", "/etc/mgota/b.pem"]
+threshold = 2
+allow_plain_manifest = true
+
+[slots]
+kind = "block"
+a = "PARTUUID=11111111-01"
+b = "/dev/mmcblk0p3"
+
+[selector]
+kind = "uboot"
+convention = "bootcount"
+config = "/etc/fw_env.config"
+
+[state]
+kind = "register"
+path = "/sys/bus/nvmem/devices/rtc0/nvmem"
+offset = 4
+raw = true
+
+[watchdog]
+kind = "device"
+path = "/dev/watchdog0"
+timeout = 14.5
+
+[program]
+command = ["python3", "{slot}"]
+
+[http]
+host = "0.0.0.0"
+port = 8080
+token_file = "/etc/mgota/token"
+allow_hosts = ["gateway.example"]
+page = true
+
+[pull]
+url = "https://updates.example/fw.json"
+interval = 600
+policy = "pinned=1.4"
+
+[mqtt]
+url = "mqtts://broker.example/fleet/gateway-17"
+version = "5"
+
+[history]
+path = "/var/lib/mgota/history"
+updates = 10
+webhook = "https://example/hook"
+"""
+
+LEAST = '[slots]\ndirectory = "/var/lib/app"\n'
+
+
+def test_a_whole_file() -> None:
+    config = read_config(FULL, "mgota.toml")
+    assert (config.device.window, config.device.tries, config.device.on_unknown) == (90.0, 2, "confirm")
+    assert isinstance(config.device.window, float)
+    assert (config.keys.threshold, config.keys.manifests[1]) == (2, "/etc/mgota/b.pem")
+    assert (config.slots.kind, config.slots.directory, config.slots.b) == ("block", None, "/dev/mmcblk0p3")
+    assert (config.selector.kind, config.selector.convention) == ("uboot", "bootcount")
+    assert (config.state.kind, config.state.offset, config.state.raw) == ("register", 4, True)
+    assert (config.watchdog.path, config.watchdog.timeout) == ("/dev/watchdog0", 14.5)
+    assert config.program.command == ("python3", "{slot}")
+    assert config.http
+    assert (config.http.port, config.http.allow_hosts, config.http.page) == (8080, ("gateway.example",), True)
+    assert config.pull
+    assert (config.pull.policy, config.pull.interval) == ("pinned=1.4", 600.0)
+    assert config.mqtt
+    assert config.mqtt.version == "5"
+    assert config.history.webhook == "https://example/hook"
+
+
+def test_what_is_left_out_has_its_default_or_is_off() -> None:
+    config = read_config(LEAST, "mgota.toml")
+    assert config == Config(slots=config.slots)
+    assert (config.slots.kind, config.selector.kind, config.watchdog.kind) == ("files", "symlink", "none")
+    assert (config.http, config.pull, config.mqtt) == (None, None, None)
+    assert read_config(LEAST + "[http]\n", "mgota.toml").http is not None
+
+
+def faults(text: str) -> list[Fault]:
+    config, found = parse_config(text)
+    assert (config is None) == bool(found)
+    return list(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[device]\nwindow = '60'", "device.window: this has to be a number"),
+        ("[device]\nwindow = inf", "device.window: this has to be a number"),
+        ("[device]\nwindow = true", "device.window: this has to be a number"),
+        ("[device]\ntries = 1.0", "device.tries: this has to be a whole number"),
+        ("[device]\ntries = true", "device.tries: this has to be a whole number"),
+        ("[device]\nid = 7", "device.id: this has to be a text in quotes"),
+        ("[device]\non_unknown = 'ignore'", "device.on_unknown: this has to be one of refuse, confirm"),
+        ("[device]\non_unknown = []", "device.on_unknown: this has to be one of refuse, confirm"),
+        ("[device]\nwindow = 0", "device.window: a trial needs more than 0 seconds"),
+        ("[device]\ntries = 0", "device.tries: a trial needs at least one try"),
+        ("[device]\ndevice.window = 3", "device.device: there is no such key; there are id"),
+        ("[keys]\nimages = 'a.pem'", "keys.images: this has to be a list of texts in quotes"),
+        ("[keys]\nimages = ['a.pem', 1]", "keys.images: this has to be a list of texts in quotes"),
+        ("[keys]\nthreshold = 2", "keys.threshold: 2 of 0 keys can never sign"),
+        ("[keys]\nthreshold = 0", "keys.threshold: 0 of 0 keys can never sign"),
+        ("[keys]\nallow_plain_manifest = 1", "keys.allow_plain_manifest: this has to be true or false"),
+        ("[selector]\nkind = 'script'", "selector.command: a script selector needs a command"),
+        ("[selector]\ncommand = ['x']", "selector.command: a script selector needs a command"),
+        ("[state]\nkind = 'mtd'", "state.path: a state in mtd needs a path"),
+        ("[state]\noffset = -1", "state.offset: an offset is not negative"),
+        ("[state]\nraw = true", "state.raw: raw is for a register"),
+        ("[watchdog]\ntimeout = 0", "watchdog.timeout: a watchdog needs more than 0 seconds"),
+        ("[http]\nport = 65536", "http.port: there is no port 65536"),
+        ("[http]\nport = -1", "http.port: there is no port -1"),
+        ("[http]\nclient_ca = 'ca.pem'", "http.cert: key_file and client_ca need cert"),
+        ("[pull]\ninterval = 5", "pull: url is missing"),
+        ("[pull]\nurl = 'x'\ninterval = 0", "pull.interval: an interval has more than 0 seconds"),
+        ("[pull]\nurl = 'x'\njitter = 1.1", "pull.jitter: jitter is a part of the interval"),
+        ("[pull]\nurl = 'x'\npolicy = 'older'", "pull.policy: policy is newer, different or pinned=VERSION"),
+        ("[mqtt]\nurl = 'http://x'", "mqtt.url: a broker's URL begins with mqtt:// or mqtts://"),
+        ("[history]\nupdates = 0", "history.updates: a history has 1 to 1000 updates"),
+        ("[history]\nwebhook = 'x'", "history.webhook: reports need a history: say its path"),
+        ("[htpp]\nport = 1", "htpp: there is no such key; there are device, keys, slots"),
+        ("http = 8000", "http: this has to be a section"),
+    ],
+)
+def test_a_fault_is_told_with_its_line(line: str, said: str) -> None:
+    text = f"# a comment\n{line}\n{LEAST}" if line.startswith("http") else f"{LEAST}\n# a comment\n{line}\n"
+    (fault,) = faults(text)
+    assert fault.text.startswith(said)
+    key = said.partition(":")[0].rpartition(".")[2]
+    at = text.splitlines()[fault.line - 1]
+    assert at.startswith((key, f"[{key}]", "device.window", "[http]", "[state]", "[selector]")), at
+    with pytest.raises(ConfigError, match=rf"^mgota\.toml:{fault.line}: "):
+        read_config(text, "mgota.toml")
+
+
+@pytest.mark.parametrize(
+    ("slots", "said"),
+    [
+        ("", "slots.directory: files slots need directory"),
+        ("directory = '/d'\na = 'x'", "slots.a: a belongs to block slots"),
+        ("kind = 'block'\na = 'x'", "slots.b: block slots need b"),
+        ("kind = 'block'\na = 'x'\nb = 'x'", "slots.b: the two slots are the same"),
+        ("kind = 'block'\na = 'x'\nb = 'y'\ndirectory = 'd'", "slots.directory: directory belongs to files slots"),
+    ],
+)
+def test_slots_are_of_one_kind(slots: str, said: str) -> None:
+    assert [fault.text for fault in faults(f"[slots]\n{slots}\n")] == [said]
+
+
+def test_all_faults_are_told_at_once_in_the_order_of_lines() -> None:
+    found = faults("[slots]\nkind = 'block'\na = 1\n[device]\nwindw = 3\ntries = 0\n")
+    assert [(fault.line, fault.text.partition(":")[0]) for fault in found] == [(3, "slots.a"), (5, "device.windw")]
+    assert [(fault.line, fault.text) for fault in faults("")] == [(1, "slots is missing")]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("[slots\n", 1), ("[slots]\na = \n", 2), ("\n\nx = 'y", 3), ("a=1\na=2", 2)]
+)
+def test_what_is_no_toml_is_told_with_its_line(text: str, line: int) -> None:
+    (fault,) = faults(text)
+    assert fault.line == line
+    assert fault.text.startswith("this is no TOML: ")
+
+
+def test_lines_are_found_where_a_person_looks() -> None:
+    text = '# [not]\n[a]\n"b c" = 1\n\'d\'.e = 2\n[ f . "g" ]  # h\nh = """\n[i]\nj = 1\n"""\n'
+    text += "k = { l = 1 }\n[[m]]\nn = 1\n"
+    lines = lines_of(text)
+    assert lines == {
+        ("a",): 2,
+        ("a", "b c"): 3,
+        ("a", "d"): 4,
+        ("a", "d", "e"): 4,
+        ("f", "g"): 5,
+        ("f", "g", "h"): 6,
+        ("f", "g", "k"): 10,
+        ("m",): 11,
+        ("m", "n"): 12,
+    }
+    assert line_of(lines, ("f", "g", "k", "l")) == 10
+    assert line_of(lines, ("nowhere",)) == 1
+    assert lines_of("[a..b]\n") == {("a..b",): 1}
+
+
+@given(
+    st.text(max_size=80) | st.lists(st.sampled_from([*FULL.splitlines(), "= 1", "[slots]", "x = {}"])).map("\n".join)
+)
+def test_any_text_is_a_configuration_or_faults(text: str) -> None:
+    config, found = parse_config(text)
+    assert (config is None) == bool(found)
+    assert all(1 <= fault.line <= max(len(text.splitlines()), 1) for fault in found)
