@@ -15,6 +15,8 @@ floor = "1.2.0"
 window = 90
 tries = 2
 on_unknown = "confirm"
+data = "/data/mgota"
+reboot = ["systemctl", "reboot"]
 
 [keys]
 images = ["/etc/mgota/public.pem"]
@@ -32,20 +34,24 @@ b = "/dev/mmcblk0p3"
 kind = "uboot"
 convention = "bootcount"
 config = "/etc/fw_env.config"
+variable = "slot"
+a = "2"
+b = "3"
 
 [state]
 kind = "register"
-path = "/sys/bus/nvmem/devices/rtc0/nvmem"
-offset = 4
+path = "/dev/mem"
+address = 0x5C005000
 raw = true
 
 [watchdog]
 kind = "device"
 path = "/dev/watchdog0"
-timeout = 14.5
+limit = 14.5
 
-[program]
-command = ["python3", "{slot}"]
+[health]
+command = ["curl", "-fs", "http://127.0.0.1/health"]
+consecutive = 3
 
 [http]
 host = "0.0.0.0"
@@ -69,6 +75,17 @@ updates = 10
 webhook = "https://example/hook"
 """
 
+BOARD = """\
+[device]
+data = "/data"
+[slots]
+kind = "block"
+a = "PARTLABEL=root-a"
+b = "PARTLABEL=root-b"
+[selector]
+kind = "grub"
+"""
+
 LEAST = '[slots]\ndirectory = "/var/lib/app"\n'
 
 
@@ -78,10 +95,13 @@ def test_a_whole_file() -> None:
     assert isinstance(config.device.window, float)
     assert (config.keys.threshold, config.keys.manifests[1]) == (2, "/etc/mgota/b.pem")
     assert (config.slots.kind, config.slots.directory, config.slots.b) == ("block", None, "/dev/mmcblk0p3")
-    assert (config.selector.kind, config.selector.convention) == ("uboot", "bootcount")
-    assert (config.state.kind, config.state.offset, config.state.raw) == ("register", 4, True)
-    assert (config.watchdog.path, config.watchdog.timeout) == ("/dev/watchdog0", 14.5)
-    assert config.program.command == ("python3", "{slot}")
+    assert config.selector
+    assert (config.selector.kind, config.selector.convention, config.selector.b) == ("uboot", "bootcount", "3")
+    assert (config.state.kind, config.state.address, config.state.raw) == ("register", 0x5C005000, True)
+    assert (config.watchdog.path, config.watchdog.limit) == ("/dev/watchdog0", 14.5)
+    assert config.health
+    assert (config.health.command[0], config.health.consecutive, config.health.interval) == ("curl", 3, 5.0)
+    assert (config.device.reboot, config.data) == (("systemctl", "reboot"), "/data/mgota")
     assert config.http
     assert (config.http.port, config.http.allow_hosts, config.http.page) == (8080, ("gateway.example",), True)
     assert config.pull
@@ -94,9 +114,10 @@ def test_a_whole_file() -> None:
 def test_what_is_left_out_has_its_default_or_is_off() -> None:
     config = read_config(LEAST, "mgota.toml")
     assert config == Config(slots=config.slots)
-    assert (config.slots.kind, config.selector.kind, config.watchdog.kind) == ("files", "symlink", "none")
-    assert (config.http, config.pull, config.mqtt) == (None, None, None)
-    assert read_config(LEAST + "[http]\n", "mgota.toml").http is not None
+    assert (config.slots.kind, config.selector, config.watchdog.kind) == ("files", None, "none")
+    assert (config.http, config.pull, config.mqtt, config.data) == (None, None, None, "/var/lib/app")
+    assert read_config(BOARD + "[http]\n", "mgota.toml").http is not None
+    assert read_config(BOARD + "[history]\nwebhook = 'https://x/'\n", "mgota.toml").data == "/data"
 
 
 def faults(text: str) -> list[Fault]:
@@ -124,22 +145,41 @@ def faults(text: str) -> list[Fault]:
         ("[keys]\nthreshold = 2", "keys.threshold: 2 of 0 keys can never sign"),
         ("[keys]\nthreshold = 0", "keys.threshold: 0 of 0 keys can never sign"),
         ("[keys]\nallow_plain_manifest = 1", "keys.allow_plain_manifest: this has to be true or false"),
-        ("[selector]\nkind = 'script'", "selector.command: a script selector needs a command"),
-        ("[selector]\ncommand = ['x']", "selector.command: a script selector needs a command"),
-        ("[state]\nkind = 'mtd'", "state.path: a state in mtd needs a path"),
-        ("[state]\noffset = -1", "state.offset: an offset is not negative"),
-        ("[state]\nraw = true", "state.raw: raw is for a register"),
-        ("[watchdog]\ntimeout = 0", "watchdog.timeout: a watchdog needs more than 0 seconds"),
+        ("[device]\nfloor = 'one'", "device.floor: one is no version"),
+        ("[device]\nhardware = 'a b'", "device.hardware: a hardware id is"),
+        ("[device]\nreboot = []", "device.reboot: a machine is started again by some command"),
+        ("[selector]\nkind = 'script'", "selector.command: script needs command"),
+        ("[selector]\ncommand = ['x']", "selector: kind is missing"),
+        ("[selector]\nkind = 'uboot'\ncommand = ['x']", "selector.command: command does not belong to uboot"),
+        ("[selector]\nkind = 'uboot'\nvariable = 'x'", "selector.variable: the convention rauc has"),
+        ("[selector]\nkind = 'uboot'\nattempts = 16", "selector.attempts: a slot gets between 1 and 15"),
+        ("[selector]\nkind = 'uboot'\nattempts = 0", "selector.attempts: a slot gets between 1 and 15"),
+        ("[selector]\nkind = 'uboot'\nb = 'B'", "selector.b: the bootloader knows both slots, by two names"),
+        ("[selector]\nkind = 'grub'\na = 'A'\nb = 'A'", "selector.b: the bootloader knows both slots, by two names"),
+        ("[selector]\nkind = 'efi'\na = '0001'\nb = '02'", "selector.b: this has to be four hexadecimal digits"),
+        ("[selector]\nkind = 'tryboot'\na = '0'\nb = '3'", "selector.a: this has to be the number"),
+        ("[selector]\nkind = 'script'\ncommand = ['x']\ntimeout = 0", "selector.timeout: a script needs more"),
+        ("[state]\nkind = 'mtd'", "state.path: mtd needs path"),
+        ("[state]\nkind = 'cells'\npath = '/e'\nsize = 256\noffset = -1", "state.offset: offset is not negative"),
+        ("[state]\nraw = true", "state.raw: raw does not belong to file"),
+        ("[watchdog]\nkind = 'device'\nlimit = 0.9", "watchdog.limit: a watchdog counts at least 1 second"),
+        ("[watchdog]\nlimit = 5", "watchdog.limit: limit does not belong to none"),
+        ("[program]\ngrace = -1", "program.grace: this is no time to wait"),
+        ("[health]\ncommand = []", "health.command: a check needs a command"),
+        ("[health]\ncommand = ['x']\ninterval = 0", "health.interval: interval has more than 0 seconds"),
+        ("[health]\ncommand = ['x']\nconsecutive = 0", "health.consecutive: a device is healthy after"),
         ("[http]\nport = 65536", "http.port: there is no port 65536"),
         ("[http]\nport = -1", "http.port: there is no port -1"),
         ("[http]\nclient_ca = 'ca.pem'", "http.cert: key_file and client_ca need cert"),
         ("[pull]\ninterval = 5", "pull: url is missing"),
-        ("[pull]\nurl = 'x'\ninterval = 0", "pull.interval: an interval has more than 0 seconds"),
-        ("[pull]\nurl = 'x'\njitter = 1.1", "pull.jitter: jitter is a part of the interval"),
-        ("[pull]\nurl = 'x'\npolicy = 'older'", "pull.policy: policy is newer, different or pinned=VERSION"),
+        ("[pull]\nurl = 'x'\ninterval = 0", "pull.interval: the interval of polls is at least one second"),
+        ("[pull]\nurl = 'x'\njitter = 1.1", "pull.jitter: the jitter of polls is a part of their interval"),
+        ("[pull]\nurl = 'x'\npolicy = 'older'", "pull.policy: 'older' is no policy: newer, different"),
+        ("[pull]\nurl = 'x'\nkey_file = 'k'", "pull.cert: key_file needs cert"),
+        ("[mqtt]\nurl = 'mqtt://x/y/z'\nkey_file = 'k'", "mqtt.cert: key_file needs cert"),
         ("[mqtt]\nurl = 'http://x'", "mqtt.url: a broker's URL begins with mqtt:// or mqtts://"),
         ("[history]\nupdates = 0", "history.updates: a history has 1 to 1000 updates"),
-        ("[history]\nwebhook = 'x'", "history.webhook: reports need a history: say its path"),
+        ("[history]\nwebhook = 'x'", "history.webhook: a URL begins with"),
         ("[htpp]\nport = 1", "htpp: there is no such key; there are device, keys, slots"),
         ("http = 8000", "http: this has to be a section"),
     ],
@@ -150,7 +190,7 @@ def test_a_fault_is_told_with_its_line(line: str, said: str) -> None:
     assert fault.text.startswith(said)
     key = said.partition(":")[0].rpartition(".")[2]
     at = text.splitlines()[fault.line - 1]
-    assert at.startswith((key, f"[{key}]", "device.window", "[http]", "[state]", "[selector]")), at
+    assert at.startswith((key, f"[{key}]", "device.window", "[http]", "[state]", "[selector]", "[pull]", "[mqtt]")), at
     with pytest.raises(ConfigError, match=rf"^mgota\.toml:{fault.line}: "):
         read_config(text, "mgota.toml")
 
@@ -158,15 +198,50 @@ def test_a_fault_is_told_with_its_line(line: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("slots", "said"),
     [
-        ("", "slots.directory: files slots need directory"),
-        ("directory = '/d'\na = 'x'", "slots.a: a belongs to block slots"),
-        ("kind = 'block'\na = 'x'", "slots.b: block slots need b"),
+        ("", "slots.directory: files needs directory"),
+        ("directory = '/d'\na = 'x'", "slots.a: a does not belong to files"),
+        ("kind = 'block'\na = 'x'", "slots.b: block needs b"),
         ("kind = 'block'\na = 'x'\nb = 'x'", "slots.b: the two slots are the same"),
-        ("kind = 'block'\na = 'x'\nb = 'y'\ndirectory = 'd'", "slots.directory: directory belongs to files slots"),
+        ("kind = 'block'\na = 'x'\nb = 'y'\ndirectory = 'd'", "slots.directory: directory does not belong to block"),
     ],
 )
 def test_slots_are_of_one_kind(slots: str, said: str) -> None:
     assert [fault.text for fault in faults(f"[slots]\n{slots}\n")] == [said]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        (LEAST + "[http]\n", 3, "http: this is for a board"),
+        (LEAST + "[selector]\nkind = 'grub'\n", 3, "selector: this is for a board"),
+        (LEAST + "[state]\npath = '/x'\n", 3, "state: slots that are files have theirs beside them"),
+        (LEAST + "[device]\n\ndata = '/x'\n", 5, "device.data: this is for a board"),
+        (BOARD + "[program]\ncommand = ['x']\n", 9, "program: a program is for slots that are files"),
+        (BOARD + "[state]\n# in\nkind = 'uboot'\n", 11, "state.kind: a state in uboot's environment needs"),
+        (BOARD.replace("data =", "id ="), 1, "state: where is the boot record? Say state.path, or device.data"),
+        (
+            BOARD.replace("data =", "id =") + "[state]\nkind = 'register'\naddress = 4\n",
+            9,
+            "state: where is the boot record? Say state.record",
+        ),
+        (BOARD.partition("[selector]")[0], 3, "slots: block slots need a section [selector]"),
+        (
+            BOARD.replace("data =", "id =") + "[state]\npath = '/x'\n[history]\nwebhook = 'https://x/'\n",
+            12,
+            "history.webhook: reports need a history",
+        ),
+    ],
+)
+def test_sections_fit_together(text: str, line: int, said: str) -> None:
+    (fault,) = faults(text)
+    assert (fault.line, fault.text[: len(said)]) == (line, said)
+
+
+@pytest.mark.parametrize(
+    "state", ["kind = 'grub'", "path = '/x'", "kind = 'register'\naddress = 4", "kind = 'mtd'\npath = '/dev/mtd3'"]
+)
+def test_a_record_has_a_place_on_a_board(state: str) -> None:
+    assert faults(f"{BOARD}[state]\n{state}\n") == []
 
 
 def test_all_faults_are_told_at_once_in_the_order_of_lines() -> None:
