@@ -5,13 +5,13 @@ Rules:
 - then fsync, then read back.
 """
 
-import errno
 import os
 from pathlib import Path
 
 from mgota.core.grubenv import MAX_SIZE, GrubBlock, decode_block, encode_block
 from mgota.errors import FlashError, VerifyError
 from mgota.flash.files import replace_file
+from mgota.linux.inplace import write_in_place
 from mgota.linux.ubootenv import Change
 from mgota.linux.variables import VariablesSelector
 
@@ -87,22 +87,6 @@ class GrubEnvironment:
 def _sectors(old: bytes, new: bytes) -> int:
     """How many sectors two contents of one length differ in."""
     return sum(old[at : at + _SECTOR] != new[at : at + _SECTOR] for at in range(0, len(new), _SECTOR))
-
-
-def write_in_place(path: Path, data: bytes) -> None:
-    """Write over a file of the same length, whose change is within one sector.
-
-    Raises:
-        OSError: it could not be written.
-    """
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        if os.pwrite(fd, data, 0) != len(data):
-            raise OSError(errno.EIO, "only a part of it was taken")
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(fd)
 
 
 class GrubSelector(VariablesSelector):

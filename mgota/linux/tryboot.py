@@ -16,7 +16,7 @@ from mgota.core.geometry import Slot
 from mgota.core.tryboot import LIMIT, REBOOT_ARGUMENT, Autoboot, decode_autoboot, decode_cell, encode_autoboot
 from mgota.errors import ConfigError, FlashError, SelectError
 from mgota.flash.files import replace_file
-from mgota.linux.grub import write_in_place
+from mgota.linux.inplace import write_in_place
 
 AUTOBOOT = "/boot/firmware/autoboot.txt"
 CHOSEN = "/proc/device-tree/chosen/bootloader"
