@@ -1,7 +1,7 @@
 """Keeps the history of a device, and tells others of updates that ended.
 
-    device = Device(…, history=History(FileNote("/var/lib/app/history", MAX_HISTORY)))
-    await report_updates(history, FileNote("/var/lib/app/reported"), [Sink("webhook", post)])     for ever
+    device = Device(…, history=History(FileStory("/var/lib/app/history", MAX_HISTORY)))
+    await report_updates(history, FileStory("/var/lib/app/reported"), [Sink("webhook", post)])     for ever
 
 Rules:
 - nothing here can stop or change an update: whatever fails is logged, and that is all;

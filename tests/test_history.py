@@ -13,7 +13,7 @@ from mgota import ConfigError, Device, boot_check, commit, rollback
 from mgota.core.history import MAX_HISTORY, Update, encode_updates
 from mgota.errors import BadSignatureError, StateError
 from mgota.history import History, Sink, report_updates
-from mgota.linux.note import FileNote
+from mgota.linux.story import FileStory
 from mgota.ports import RecordObserver
 
 pytestmark = pytest.mark.asyncio
@@ -99,7 +99,7 @@ async def test_a_history_that_fails_changes_nothing(note: Memory, monkeypatch: p
 
 async def test_a_history_in_a_file_has_one_line_for_each_update(tmp_path: Path) -> None:
     board = await committed()
-    board.options["history"] = History(FileNote(tmp_path / "history", MAX_HISTORY))
+    board.options["history"] = History(FileStory(tmp_path / "history", MAX_HISTORY))
     board.boot()
     await update(board.new_device(), OLD)
     await boot_check(board.boot())

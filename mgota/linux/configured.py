@@ -28,7 +28,6 @@ from mgota.linux.environment import device_at
 from mgota.linux.grub import GRUBENV, GrubEnvironment, GrubSelector
 from mgota.linux.mtd import MtdDevice
 from mgota.linux.mtdslots import MtdSlots
-from mgota.linux.note import FileNote
 from mgota.linux.notify import Notifier, NotifyWatchdog
 from mgota.linux.reset import RebootCommand
 from mgota.linux.running import running_slot
@@ -44,6 +43,7 @@ from mgota.linux.states import (
     mtd_state,
     refuse_inside_slots,
 )
+from mgota.linux.story import FileStory
 from mgota.linux.symlink import SymlinkSelector
 from mgota.linux.tryboot import AUTOBOOT, TrybootSelector, running_partition
 from mgota.linux.uboot import UbootEnvironment, UbootSelector
@@ -116,7 +116,7 @@ def kept_at(config: Config, name: str) -> Path | None:
 def history_of(config: Config) -> History | None:
     """The history, if there is a place for it."""
     path = config.history.path or kept_at(config, "history")
-    return History(FileNote(path, MAX_HISTORY), most=config.history.updates) if path else None
+    return History(FileStory(path, MAX_HISTORY), most=config.history.updates) if path else None
 
 
 def devices_of(slots: SlotsSection) -> dict[Slot, Path]:

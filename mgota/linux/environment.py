@@ -7,6 +7,7 @@ The launcher tells its program by the environment:
     MGOTA_WINDOW        seconds of a trial
     MGOTA_FLOOR         the lowest version that may be installed, if there is one; the program may ask for more
     MGOTA_HARDWARE      what this device is, if that is known
+    MGOTA_HISTORY       the file of the last updates, if they are kept
     MGOTA_TRIAL_UNTIL   on trial only: its end, in seconds of CLOCK_MONOTONIC, which all processes share
     NOTIFY_SOCKET       where the launcher listens (see `mgota.linux.notify`)
     WATCHDOG_USEC       microseconds between two feeds, at most; feeding at half of it is good manners
@@ -26,19 +27,23 @@ from pathlib import Path
 from typing import Any, cast
 
 from mgota.core.geometry import Slot
+from mgota.core.history import MAX_HISTORY
 from mgota.core.version import highest, order
 from mgota.device import Device
 from mgota.errors import ConfigError, UpdateRunningError
 from mgota.flash.files import FileLock
+from mgota.history import History
 from mgota.linux.notify import Notifier, NotifyReset, NotifyWatchdog
 from mgota.linux.slots import FileSlots
 from mgota.linux.state import FileState
+from mgota.linux.story import FileStory
 
 DIR = "MGOTA_DIR"
 SLOT = "MGOTA_SLOT"
 WINDOW = "MGOTA_WINDOW"
 FLOOR = "MGOTA_FLOOR"
 HARDWARE = "MGOTA_HARDWARE"
+HISTORY = "MGOTA_HISTORY"
 TRIAL_UNTIL = "MGOTA_TRIAL_UNTIL"
 
 LAUNCHER = "launcher"
@@ -115,6 +120,8 @@ def device_from_environment(environ: Mapping[str, str], **options: Any) -> Devic
         found["window"] = _seconds(environ, WINDOW)
     if hardware := environ.get(HARDWARE):
         found["hardware"] = hardware
+    if history := environ.get(HISTORY):
+        found["history"] = History(FileStory(history, MAX_HISTORY))
     if floor := environ.get(FLOOR):
         options["floor"] = _higher(floor, options.get("floor"))
     if running and (notifier := Notifier.from_environment(environ)):

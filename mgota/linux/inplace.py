@@ -1,4 +1,4 @@
-"""A file that is small enough to be written where it is: what changes lies in one sector, which a disk writes as one."""
+"""Files that are written where they are: what changes lies in one sector, which a disk writes as one."""
 
 import errno
 import os
