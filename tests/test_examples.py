@@ -106,7 +106,7 @@ def test_a_custom_backend_is_proven() -> None:
     command = [sys.executable, str(EXAMPLES / "prove_custom_backend.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     runs = re.fullmatch(
-        r"(\d+) runs: 6 lives of \d+ .*, 8 modes, (\d+) cuts, (\d+) second cuts, 0 bricks\n", done.stdout
+        r"(\d+) runs: 7 lives of \d+ .*, 8 modes, (\d+) cuts, (\d+) second cuts, 0 bricks\n", done.stdout
     )
     assert runs
     assert int(runs[1]) == 6 + int(runs[2]) + int(runs[3]) > 300

@@ -45,10 +45,10 @@ class Listener:
         self.address = address
 
     async def receive(self) -> dict[str, str]:
-        """The next notice."""
+        """The next notice. One that was taken is returned: a cancellation comes before it, or leaves it where it is."""
+        await anyio.lowlevel.checkpoint()  # a program that floods the socket starves nobody
         while (notice := self._take()) is None:
             await anyio.wait_readable(self._receiver)
-        await anyio.lowlevel.checkpoint()  # a program that floods the socket starves nobody
         return notice
 
     def pending(self) -> list[dict[str, str]]:

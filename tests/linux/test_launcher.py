@@ -23,6 +23,8 @@ from mgota.linux import launcher as launcher_module
 from mgota.linux.child import Child, describe
 from mgota.linux.environment import LauncherInfo, device_at, launcher_info
 from mgota.linux.launcher import launch
+from mgota.linux.listener import listen
+from mgota.linux.notify import RESET, Notifier
 from mgota.linux.supervise import COURSES, Event, Pulse, next_pause, on_trial, pause_after
 from mgota.linux.watching import first
 from mgota.trial import commit, rollback
@@ -747,3 +749,24 @@ def test_a_program_whose_launcher_died_before_it_was_tied_kills_itself(monkeypat
     monkeypatch.setattr(os, "getpid", lambda: 999_999_999)  # a parent that is not the parent
     child = Child([sys.executable, "-c", ""], dict(os.environ))
     assert child._process.wait() == 1
+
+
+@pytest.mark.asyncio
+async def test_a_notice_that_was_taken_is_not_lost_to_a_cancellation(tmp_path: Path) -> None:
+    """A program that asks for a reset and exits at once: its end cancels who listens."""
+    with listen(tmp_path) as listener:
+        sender = Notifier(listener.address)
+        for steps in range(8):
+            got: list[dict[str, str]] = []
+            async with anyio.create_task_group() as tasks:
+
+                async def hear(got: list[dict[str, str]] = got) -> None:
+                    got.append(await listener.receive())
+
+                tasks.start_soon(hear)
+                await anyio.sleep(0)
+                sender.tell(RESET)
+                for _ in range(steps):
+                    await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+            assert len(got + listener.pending()) == 1
