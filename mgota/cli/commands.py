@@ -21,6 +21,8 @@ _COMMANDS = {
     "publish": ("mgota.cli.publish", "Serve manifests and images, and show which devices asked."),
     "page": ("mgota.cli.page", "Write the updater page for devices behind an MQTT broker, as one file."),
     "run": ("mgota.cli.run", "Start the program in the running slot, and watch it."),
+    "install": ("mgota.cli.install", "Install an image on this machine."),
+    "doctor": ("mgota.cli.doctor", "Check this machine and its configuration file."),
     "targets": ("mgota.cli.targets", "List the chips, their flash memories, and how safe their swap is."),
     "provision": ("mgota.cli.provision", "Write a device's first image."),
     "demo": ("mgota.cli.demo", "Watch a device being updated, rolled back, and refusing bad images."),

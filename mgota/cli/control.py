@@ -1,10 +1,11 @@
-"""`mgota status`, `commit`, `rollback`: of a device in the network, or of one in a directory of this machine.
+"""`mgota status`, `commit`, `rollback`: of a device in the network, or of one on this machine: a directory, or a board.
 
 A commit or rollback over the network is bound to the image that was seen to run, so that it never hits another one.
 """
 
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import anyio
 import click
 
 from mgota import trial
+from mgota.cli.board import config_option, found_config
 from mgota.cli.options import FOLDER, as_json, client_options, remote_at
 from mgota.core.http import one_line
+from mgota.device import Device
 from mgota.errors import ConfigError, FlashError, TransferError
+from mgota.linux.configured import device_of, load_config
 from mgota.linux.environment import device_at
 from mgota.outgoing import Remote
 
@@ -24,31 +28,60 @@ _EFFECT = 3.0
 _PAUSE = 0.3
 """Seconds until a status that was cut off is asked for again, once."""
 
+_RESTART = 5.0
+"""Seconds until a machine that was told to start again is believed to do so."""
+
 Found = dict[str, Any]
 
 
 def _where(command: Callable[..., None]) -> Callable[..., None]:
     """The argument and options by which all three find their device."""
     place = click.option("--dir", "directory", type=FOLDER, metavar="DIR", help="A device on this machine.")
-    return click.argument("url", required=False)(place(client_options(as_json(command))))
+    return click.argument("url", required=False)(place(config_option(client_options(as_json(command)))))
 
 
-def _check_one(url: str | None, directory: Path | None) -> None:
-    if (url is None) == (directory is None):
-        raise click.UsageError("which device? give either its URL or --dir DIR")
+def _here(url: str | None, directory: Path | None, config: Path | None) -> Callable[[], Device] | None:
+    """Makes the device, if it is one of this machine.
+
+    Raises:
+        UsageError: it is not said which one, or more than one is.
+    """
+    path = found_config(config, named=url is not None or directory is not None)
+    if sum(place is not None for place in (url, directory, path)) != 1:
+        raise click.UsageError("which device? give either its URL, or --dir DIR, or --config FILE")
+    if path:
+        return lambda: device_of(load_config(path))
+    return (lambda: device_at(directory)) if directory else None
+
+
+async def acting(device: Device, act: Callable[[Device], Awaitable[str]]) -> None:
+    """Do something that may end in a reset: what was done is told before it.
+
+    Args:
+        device: of this machine.
+        act: gets the device without a way to reset, and returns what is to be told.
+
+    Raises:
+        OtaError: it was not done, or the machine does not start again.
+    """
+    bare = replace(device, reset=None)
+    click.echo(await act(bare))
+    if bare.live.resetting and device.reset:
+        with anyio.move_on_after(_RESTART):
+            await device.reset.reset()
 
 
 @click.command()
 @_where
-def status(*, url: str | None, directory: Path | None, as_json: bool, **client: Any) -> None:
-    """Tell what a device is at: URL, or --dir DIR."""
-    _check_one(url, directory)
-    found = anyio.run(_local_status, directory) if directory else anyio.run(remote_at(url or "", **client).status)
+def status(*, url: str | None, directory: Path | None, config: Path | None, as_json: bool, **client: Any) -> None:
+    """Tell what a device is at: URL, --dir DIR, or this machine by its configuration file."""
+    here = _here(url, directory, config)
+    found = anyio.run(_local_status, here) if here else anyio.run(remote_at(url or "", **client).status)
     click.echo(json.dumps(found) if as_json else describe(found))
 
 
-async def _local_status(directory: Path) -> Found:
-    return (await device_at(directory).status()).as_dict()
+async def _local_status(here: Callable[[], Device]) -> Found:
+    return (await here().status()).as_dict()
 
 
 def describe(found: Found) -> str:
@@ -78,11 +111,11 @@ def _image(image: Found | None) -> str:
 
 @click.command()
 @_where
-def commit(*, url: str | None, directory: Path | None, as_json: bool, **client: Any) -> None:
-    """Make the image on trial permanent, on URL or in --dir DIR. Nothing happens if none is on trial."""
-    _check_one(url, directory)
-    if directory:
-        committed = anyio.run(_local_commit, directory)
+def commit(*, url: str | None, directory: Path | None, config: Path | None, as_json: bool, **client: Any) -> None:
+    """Make the image on trial permanent, on URL, in --dir DIR or on this machine. Nothing happens if none is."""
+    here = _here(url, directory, config)
+    if here:
+        committed = anyio.run(_local_commit, here)
         _tell(as_json, "committed" if committed else "nothing is on trial: nothing to commit", committed=committed)
         return
     remote = remote_at(url or "", **client)
@@ -109,12 +142,11 @@ def _is_rolled_back(before: Found, now: Found) -> bool:
 
 @click.command()
 @_where
-def rollback(*, url: str | None, directory: Path | None, as_json: bool, **client: Any) -> None:
-    """Return to the previous image, on URL or in --dir DIR: if it is whole and was committed."""
-    _check_one(url, directory)
-    if directory:
-        anyio.run(_local_rollback, directory)
-        _tell(as_json, "the previous image is selected", rolled_back=True)
+def rollback(*, url: str | None, directory: Path | None, config: Path | None, as_json: bool, **client: Any) -> None:
+    """Return to the previous image, on URL, in --dir DIR or on this machine: if it is whole and was committed."""
+    here = _here(url, directory, config)
+    if here:
+        anyio.run(_local_rollback, here, as_json)
         return
     remote = remote_at(url or "", **client)
     before, after = anyio.run(_act, remote, remote.rollback, _is_rolled_back)
@@ -124,12 +156,16 @@ def rollback(*, url: str | None, directory: Path | None, as_json: bool, **client
         _tell(as_json, "accepted; the device does not show it yet", rolled_back=None, status=None)
 
 
-async def _local_commit(directory: Path) -> bool:
-    return await trial.commit(device_at(directory))
+async def _local_commit(here: Callable[[], Device]) -> bool:
+    return await trial.commit(here())
 
 
-async def _local_rollback(directory: Path) -> None:
-    await trial.rollback(device_at(directory))
+async def _local_rollback(here: Callable[[], Device], as_json: bool) -> None:
+    async def act(device: Device) -> str:
+        await trial.rollback(device)
+        return json.dumps({"rolled_back": True}) if as_json else "the previous image is selected"
+
+    await acting(here(), act)
 
 
 def _tell(as_json: bool, line: str, **facts: Any) -> None:

@@ -1,12 +1,14 @@
-"""`mgota run`: the launcher on the command line."""
+"""`mgota run`: the launcher on the command line; with a configuration file, also what a board runs at every boot."""
 
 import logging
+import os
 from functools import partial
 from pathlib import Path
 
 import anyio
 import click
 
+from mgota.cli.board import config_option, found_config, reporting
 from mgota.cli.commands import log_to_stderr
 from mgota.cli.options import (
     FOLDER,
@@ -17,11 +19,16 @@ from mgota.cli.options import (
     trust_options,
     window_option,
 )
+from mgota.core.config import Config
+from mgota.errors import ConfigError
+from mgota.linux.configured import history_of, load_config, trust_of
+from mgota.linux.environment import HISTORY, device_at
 from mgota.linux.launcher import launch
 
 
 @click.command(context_settings={"allow_interspersed_args": False})  # what follows the command is its own
-@click.option("--dir", "directory", type=FOLDER, required=True, metavar="DIR", help="The device: slots and record.")
+@click.option("--dir", "directory", type=FOLDER, metavar="DIR", help="The device: slots and record.")
+@config_option
 @window_option
 @click.option("--watchdog", type=float, callback=no_or_some_seconds, default=10.0, show_default=True, metavar="SECONDS",
               help="Longest time between two signs of life, from the first one on; 0 asks for none.")  # fmt: skip
@@ -30,10 +37,11 @@ from mgota.linux.launcher import launch
 @trust_options
 @floor_option
 @hardware_option
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
     *,
-    directory: Path,
+    directory: Path | None,
+    config: Path | None,
     window: float,
     watchdog: float,
     grace: float,
@@ -49,8 +57,39 @@ def run(
 
     \b
         mgota run --dir /var/lib/app -- python3 {slot}
+        mgota run --config /etc/mgota.toml
+
+    With a configuration file all of this is said there. On a board, whose slots are partitions, it decides about the
+    boot, serves, pulls, and watches the trial; start it once at every boot.
     """  # noqa: D301  \b keeps click from joining the lines
     log_to_stderr(logging.INFO)
+    if path := found_config(config, named=directory is not None):
+        if directory or command:
+            raise click.UsageError("--config says where the device is, and what is started: give nothing else")
+        return _run_configured(load_config(path))
+    if directory is None or not command:
+        raise click.UsageError("give --config FILE, or --dir DIR and the command of the program")
     verifier = read_verifier(keys, trailer)
     times = partial(launch, window=window, watchdog=watchdog, grace=grace)
     return anyio.run(partial(times, directory, command, verifier=verifier, floor=floor, hardware=hardware))
+
+
+def _run_configured(config: Config) -> int:
+    if config.slots.kind != "files":
+        from mgota.cli.board_run import run_board  # noqa: PLC0415  who runs a program does not load it
+
+        return anyio.run(run_board, config)
+    if not config.program.command:
+        raise ConfigError("program.command: what is there to run?")
+    Path(config.data or "").mkdir(parents=True, exist_ok=True)
+    return anyio.run(_run_program, config)
+
+
+async def _run_program(config: Config) -> int:
+    """The program of a slot, under the launcher, and reports beside it."""
+    directory, program = Path(config.data or ""), config.program
+    environ = {**os.environ, HISTORY: str(config.history.path or directory / "history")}
+    times = {"watchdog": program.watchdog, "grace": program.grace}
+    launched = partial(launch, directory, program.command, environ=environ, **times, **trust_of(config))
+    async with reporting(config)(device_at(directory, history=history_of(config))):
+        return await launched()

@@ -29,7 +29,7 @@ def ways_options(command: F) -> F:
     @wraps(command)
     def checked(**arguments: Any) -> Any:
         found = {name: arguments.pop(name) for name in _MQTT}
-        ways = [_mqtt(**found)] if found["mqtt"] else []
+        ways = [mqtt_way(**found)] if found["mqtt"] else []
         if not ways and any(found[name] for name in _MQTT[1:-1]):
             raise click.UsageError("--mqtt-user-file, --mqtt-cacert, --mqtt-cert and --mqtt-key-file belong to --mqtt")
         return command(ways=tuple(ways), **arguments)
@@ -61,7 +61,7 @@ def together(ways: Sequence[Serving]) -> Serving:
     return serving
 
 
-def _mqtt(
+def mqtt_way(
     *,
     mqtt: str,
     mqtt_user_file: Path | None,

@@ -93,6 +93,17 @@ class HardwareWatchdog:
         return self._read("identity")
 
     @property
+    def active(self) -> bool:
+        """Whether some program has it open, or it could not be stopped, without opening it."""
+        return self._read("state") == "active"
+
+    @property
+    def longest(self) -> float | None:
+        """Seconds of the longest timeout that the driver names, without opening it; None if it names none."""
+        text = self._read("max_timeout") or ""
+        return float(text) if text.isdecimal() and int(text) else None
+
+    @property
     def last_reset(self) -> str | None:
         """Why the device was reset, if the watchdog knows: for `boot_check(reason=…)`. Does not open it.
 

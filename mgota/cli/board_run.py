@@ -1,0 +1,116 @@
+"""`mgota run` on a board: what happens once at every boot, and then until the machine ends.
+
+    boot decision        run, run on trial, or select the other slot and start again
+    serve                over HTTP, by a broker, by asking an update server: whatever the configuration says
+    watch the trial      until the health check says yes often enough, or somebody commits; else the watchdog bites
+
+Rules:
+- it is the board, alone: a second one is refused;
+- asked to end on trial, it ends, and the watchdog stays armed: an image whose updater was stopped is not proven.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+
+import anyio
+
+from mgota.cli.board import checks_of, http_serving, mqtt_serving, pull_serving, reporting
+from mgota.cli.checkup import RUN
+from mgota.cli.listening import bound_listener, until_terminated, url_of
+from mgota.cli.virtual_device import Serving
+from mgota.cli.ways import together
+from mgota.core.boot import Verdict
+from mgota.core.config import Config
+from mgota.core.sections import HealthSection
+from mgota.device import Device
+from mgota.errors import OtaError, UpdateRunningError
+from mgota.flash.files import FileLock
+from mgota.linux.configured import board_of, watchdog_of
+from mgota.linux.listener import Systemd
+from mgota.linux.notify import READY
+from mgota.linux.watchdog import HardwareWatchdog
+from mgota.trial import boot_check, run_trial
+
+log = logging.getLogger("mgota.board")
+
+_TAKEN = 1.0  # seconds to wait for the lock: `mgota doctor` looks at it for less
+
+
+async def run_board(config: Config) -> int:
+    """Be the board until SIGTERM.
+
+    Raises:
+        UpdateRunningError: another process is.
+        OtaError: the configuration does not fit, or the boot cannot be decided.
+    """
+    systemd = Systemd.from_environment(os.environ)
+    watchdog = watchdog_of(config, os.environ)
+    device = board_of(config, watchdog)
+    reason = watchdog.last_reset if isinstance(watchdog, HardwareWatchdog) else None
+    failure: OtaError | None = None
+    with ExitStack() as held:
+        await _seat(held, config.device.lock + RUN)
+        serving = held.enter_context(_ways(config))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(until_terminated, tasks.cancel_scope)
+            tasks.start_soon(systemd.keep_fed)
+            try:
+                await _live(config, device, serving, systemd, reason)
+            except OtaError as exc:  # raised below: the task group would wrap it
+                failure = exc
+            tasks.cancel_scope.cancel()
+    systemd.stopping()
+    if failure:
+        raise failure
+    return 0
+
+
+async def _seat(held: ExitStack, path: str) -> None:
+    deadline = time.monotonic() + _TAKEN
+    while True:
+        try:
+            held.enter_context(FileLock(path).hold())
+            return
+        except UpdateRunningError as exc:
+            if time.monotonic() >= deadline:
+                raise UpdateRunningError("another `mgota run` is this board") from exc
+        await anyio.sleep(0.1)
+
+
+@contextmanager
+def _ways(config: Config) -> Generator[Serving]:
+    """However the device is reached. The socket is bound before the boot is decided: who connects just waits."""
+    with ExitStack() as held:
+        ways: list[Serving] = []
+        if http := config.http:
+            listener = held.enter_context(bound_listener(http.host, http.port))
+            ways.append(http_serving(http, listener))
+            log.info("listening on %s", url_of(listener, secure=http.cert is not None))
+        if config.mqtt:
+            ways.append(mqtt_serving(config.mqtt))
+        if config.pull:
+            ways.append(pull_serving(config, config.pull))
+        yield together([reporting(config), *ways])
+
+
+async def _live(config: Config, device: Device, serving: Serving, systemd: Systemd, reason: str | None) -> None:
+    """From this boot to the end of the machine."""
+    if await boot_check(device, reason=reason) is Verdict.RESET:
+        await anyio.sleep_forever()  # a reboot that was asked for comes
+    slot = await device.flash.running_slot()
+    trial = device.live.trial_until is not None
+    line = f"slot {slot} runs{f', on trial for {device.window:g} s' if trial else ''}"
+    log.info("%s", line)
+    systemd.status(line)
+    async with serving(device):
+        systemd.forward(READY)
+        health = config.health or HealthSection(command=())
+        outcome = await run_trial(
+            device, checks=checks_of(config), consecutive=health.consecutive, interval=health.interval
+        )
+        if outcome:
+            systemd.status(f"slot {slot} runs, {outcome.value.replace('_', ' ')}")
+        await anyio.sleep_forever()
