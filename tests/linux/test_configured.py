@@ -1,12 +1,17 @@
 """From a configuration file to a device: every section, on files in the place of devices."""
 
 import os
+import re
 from collections.abc import Callable
+from configparser import ConfigParser
+from dataclasses import fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+import mgota
 from mgota.core.boot import Verdict
 from mgota.core.bootvars import BootCount, BootOrder
 from mgota.core.config import Config, read_config
@@ -19,7 +24,17 @@ from mgota.core.ubootenv import Environment, encode_copy
 from mgota.device import Device
 from mgota.errors import ConfigError, StateError
 from mgota.linux import configured
-from mgota.linux.configured import board_of, device_of, load_config, running_of, selector_of, state_of, watchdog_of
+from mgota.linux.configured import (
+    board_of,
+    device_of,
+    load_config,
+    reset_of,
+    running_of,
+    selector_of,
+    state_of,
+    state_place,
+    watchdog_of,
+)
 from mgota.linux.efi import EfiSelector
 from mgota.linux.notify import NotifyWatchdog
 from mgota.linux.reset import RebootCommand
@@ -30,7 +45,7 @@ from mgota.linux.slots import FileSlots
 from mgota.linux.state import FileState
 from mgota.linux.states import CellState, RegisterState, VariableState
 from mgota.linux.symlink import SymlinkSelector
-from mgota.linux.tryboot import TrybootSelector
+from mgota.linux.tryboot import AUTOBOOT, TrybootSelector
 from mgota.linux.uboot import UbootSelector
 from mgota.linux.watchdog import HardwareWatchdog
 from mgota.session import OtaSession
@@ -289,3 +304,48 @@ async def test_cells_that_are_too_few_and_a_register_that_is_not_there(board: Bo
     state = state_of(board.config(more=f"[state]\nkind = 'cells'\nsize = 512\npath = '{board.root}/data/none'"))
     with pytest.raises(StateError, match="cannot be read"):
         await state.load()
+
+
+EXAMPLES = Path(mgota.__file__).parents[1] / "examples"
+
+
+@pytest.mark.parametrize("name", ["uboot_board", "raspberry_board"])
+def test_the_examples_say_what_the_boards_in_python_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    board = import_module(name)
+    config = load_config(EXAMPLES / f"{name}.toml")
+    assert config.selector
+    assert {A: config.slots.a, B: config.slots.b} == board.DEVICES
+    assert config.data == board.DATA
+    assert config.keys.images
+    assert config.health
+    found: Any = watchdog_of(config, {})
+    if name == "raspberry_board":
+        selector = selector_of(config.selector)
+        assert isinstance(selector, TrybootSelector)
+        assert (selector.partitions, str(selector.path)) == (board.BOOT, AUTOBOOT)
+        assert found.limit == 15
+        selector._trial = B
+        assert reset_of(config, selector).command == ("reboot",)
+    else:
+        assert (config.selector.kind, config.selector.convention, found.limit) == ("uboot", "rauc", None)
+        assert config.selector.config == board.CONFIG
+    assert state_place(config) == Path(board.DATA, "state")
+
+
+def test_the_unit_starts_what_there_is() -> None:
+    unit = ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string((EXAMPLES / "mgota-board.service").read_text())
+    assert unit["Service"]["ExecStart"].split()[1:] == ["run", "--config", configured.CONFIG]
+    assert (unit["Service"]["Type"], unit["Service"]["Restart"]) == ("notify", "always")
+
+
+def test_the_specification_names_every_key() -> None:
+    text = (EXAMPLES.parent / "SPEC.md").read_text().partition("## Configuration")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `\[(\w+)\]` \| (.*) \|$", text, re.MULTILINE))
+    assert set(rows) == {one.name for one in fields(Config)}
+    for name, kind in get_type_hints(Config).items():
+        section = next(one for one in (*get_args(kind), kind) if is_dataclass(one))
+        missing = {one.name for one in fields(section)} - set(re.findall(r"`([\w-]+)`", rows[name]))
+        assert not missing, (name, missing)
