@@ -115,6 +115,7 @@ def test_core_only_decides(module: str) -> None:
         ("isal", {"mgota.core.checksum"}),
         ("zstandard", {"mgota.core.unpack"}),
         ("h11", {"mgota.transports.http"}),
+        ("xml", {"mgota.core.memory_map"}),
         ("serialx", {"mgota.flash.links.wire"}),
         ("httpx", {"mgota.transports.pull"}),
         ("aiomqtt", {"mgota.transports.mqtt"}),

@@ -21,15 +21,18 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Receive exactly so many bytes.
+    """Receive exactly so many bytes, or up to one that ends them.
 
     Args:
         size: bytes, at least one.
         timeout: seconds until they have to be there.
+        end: a byte after which no more is wanted; then `size` is the most of them. Empty: `size` bytes, whatever they
+            are.
     """
 
     size: int
     timeout: float
+    end: bytes = b""
 
 
 Talk = Generator[Send | Want, bytes, T]

@@ -50,8 +50,21 @@ class Talker:
             await self.wire.send(step.data)
             return b""
         deadline = time.monotonic() + step.timeout
-        while len(self._pending) < step.size:
+        looked = 0
+        while not (size := self._ready(step, looked)):
+            looked = len(self._pending)
             self._pending += await self.wire.receive(max(deadline - time.monotonic(), 0.001))
-        data = bytes(self._pending[: step.size])
-        del self._pending[: step.size]
+        data = bytes(self._pending[:size])
+        del self._pending[:size]
         return data
+
+    def _ready(self, step: Want, looked: int) -> int:
+        """How many of the bytes that came are what is wanted; 0 if more have to come.
+
+        Args:
+            step: what is wanted.
+            looked: bytes that are known to end nothing.
+        """
+        if step.end and (found := self._pending.find(step.end, looked, step.size)) >= 0:
+            return found + 1
+        return step.size if len(self._pending) >= step.size else 0
