@@ -109,7 +109,7 @@ def test_a_custom_backend_is_proven() -> None:
         r"(\d+) runs: 7 lives of \d+ .*, 8 modes, (\d+) cuts, (\d+) second cuts, 0 bricks\n", done.stdout
     )
     assert runs
-    assert int(runs[1]) == 6 + int(runs[2]) + int(runs[3]) > 300
+    assert int(runs[1]) == 7 + int(runs[2]) + int(runs[3]) > 300
     assert done.stderr == ""
 
 

@@ -270,3 +270,67 @@ def test_doctor_sees_a_slot_that_is_mounted(board: Board, mount: Callable[[str],
     mount(board.devices[B])
     done = run("doctor", "--config", board.config)
     assert f"WRONG slots.b: {board.devices[B]} does not run and is in use: unmount it" in done.out
+
+
+def test_a_board_fetches_what_is_offered(board: Board) -> None:
+    image = board.image("4.0.0")
+    manifest = {"version": "4.0.0", "url": image.name, "size": image.stat().st_size}
+    served = {"/fw.json": json.dumps(manifest).encode(), f"/{image.name}": image.read_bytes()}
+
+    class Site(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            data = served[self.path]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Site) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/fw.json"
+            board.write(f'[pull]\nurl = "{url}"\ninterval = 1\njitter = 0\npolicy = "different"\n')
+            text = board.config.read_text().replace("[slots]", "allow_plain_manifest = true\n[slots]")
+            board.config.write_text(text)
+            board.boot_next()
+            assert "ok    pull: what it needs is there" in run("doctor", "--config", board.config).out
+            with board.on():
+                board.until((board.root / "rebooted").exists)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert board.boot_next() is B
+    assert board.here()["image"]["version"] == "4.0.0"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[http]", '[http]\nhost = "0.0.0.0"', None),
+        ("token_file =", "# token_file =", None),
+        ("token_file =", 'host = "0.0.0.0"\n# token_file =', "http: http.host: 0.0.0.0 is reached from elsewhere"),
+        ("[http]", '[mqtt]\nurl = "mqtt://127.0.0.1/site/7"\n[http]', None),
+        ("[http]", '[mqtt]\nurl = "mqtt://127.0.0.1"\n[http]', "mqtt: "),
+        ("[http]", '[mqtt]\nurl = "mqtts://h/a/b"\ncacert = "/gone"\n[http]', "mqtt: the certificates cannot be used"),
+        ("[keys]", "[keys]\nimages = []\n#", None),
+    ],
+)
+def test_doctor_builds_every_way(board: Board, old: str, new: str, said: str | None) -> None:
+    board.boot_next()
+    board.config.write_text(board.config.read_text().replace(old, new).replace("#\nimages", "#\n# images"))
+    done = run("doctor", "--config", board.config)
+    assert done.code == (1 if said else 0), done.out
+    assert (f"WRONG {said}" if said else "ok") in done.out
+
+
+def test_http_without_a_lock_on_the_door_is_not_fetched_from(board: Board) -> None:
+    board.boot_next()
+    board.write('[pull]\nurl = "http://updates.example/fw.json"\n')
+    board.config.write_text(board.config.read_text().replace("images =", "# images ="))
+    out = run("doctor", "--config", board.config).out
+    assert "note  keys.images: no keys: every image is taken" in out
+    assert "WRONG pull: " in out
