@@ -21,6 +21,7 @@ from anyio import to_thread
 
 from mgota.core.config import Config
 from mgota.core.geometry import Slot
+from mgota.core.record import BootRecord
 from mgota.core.sections import SelectorSection
 from mgota.errors import OtaError, UpdateRunningError
 from mgota.flash.files import FileLock
@@ -179,13 +180,15 @@ def _check_directory(where: str, path: Path, found: Findings) -> bool:
     return path.is_dir()
 
 
-async def _load(where: str, state: StateStore, found: Findings) -> None:
+async def _load(where: str, state: StateStore, found: Findings) -> BootRecord | None:
+    record = None
     with found.asking(where, "commit with `mgota commit` if what runs is good, and it is made anew"):
         record = await state.load()
         if record is None:
             found.well(where, "there is no boot record yet: the first start makes one")
         else:
             found.well(where, f"the boot record can be read: {record.state}")
+    return record
 
 
 async def _examine_files(config: Config, found: Findings) -> None:
@@ -211,8 +214,8 @@ async def _examine_board(config: Config, found: Findings, selftest: bool) -> Non
             await to_thread.run_sync(_check_slot, config, slot, found)
     with found.asking("slots"):
         await to_thread.run_sync(_check_rooms, config, found)
-    await _check_selector(config, found, selftest)
-    await _check_state(config, found)
+    running = await _check_selector(config, found, selftest)
+    await _check_state(config, running, found)
     if config.device.data:
         _check_directory("device.data", Path(config.device.data), found)
     _check_directory("device.lock", Path(config.device.lock).parent, found)
@@ -247,11 +250,13 @@ def _check_rooms(config: Config, found: Findings) -> None:
         found.note("slots", f"slot a has {a} bytes, slot b {b}: an image has to fit the smaller one")
 
 
-async def _check_selector(config: Config, found: Findings, selftest: bool) -> None:
+async def _check_selector(config: Config, found: Findings, selftest: bool) -> Slot | None:
+    """The slot that runs, if that is known."""
+    running = None
     with found.asking("selector"):
         section = cast(SelectorSection, config.selector)
         selector = selector_of(section)
-        await _check_running(config, selector, found)
+        running = await _check_running(config, selector, found)
         selected = await selector.selected_slot()
         if selected is None:
             found.wrong("selector", f"{section.kind} boots neither slot next: is the board's boot script installed?")
@@ -260,9 +265,11 @@ async def _check_selector(config: Config, found: Findings, selftest: bool) -> No
         if selftest:
             await selector.selftest()
             found.well("selector", f"what is written for {section.kind} reads back")
+    return running
 
 
-async def _check_running(config: Config, selector: Selector, found: Findings) -> None:
+async def _check_running(config: Config, selector: Selector, found: Findings) -> Slot | None:
+    running = None
     with found.asking("slots"):
         running = await to_thread.run_sync(running_of, config, selector)
         found.well("slots", f"slot {running} runs")
@@ -270,6 +277,7 @@ async def _check_running(config: Config, selector: Selector, found: Findings) ->
             path = devices_of(config.slots)[running.other]
             with found.asking(f"slots.{running.other}"):
                 await to_thread.run_sync(_check_free, f"slots.{running.other}", path, found)
+    return running
 
 
 def _check_free(where: str, path: Path, found: Findings) -> None:
@@ -282,7 +290,7 @@ def _check_free(where: str, path: Path, found: Findings) -> None:
         found.wrong(where, f"{path} does not run and is in use: unmount it, and take it out of /etc/fstab")
 
 
-async def _check_state(config: Config, found: Findings) -> None:
+async def _check_state(config: Config, running: Slot | None, found: Findings) -> None:
     where = "state"
     if config.data:
         with found.asking("device.data", "choose a partition of its own"):
@@ -297,7 +305,14 @@ async def _check_state(config: Config, found: Findings) -> None:
         if config.state.kind == "mtd":  # to load it may finish an erase that was cut off
             found.well(where, f"{config.state.path} is NOR flash, with room for the boot record")
         else:
-            await _load(where, state, found)
+            _check_version(config, await _load(where, state, found), running, found)
+
+
+def _check_version(config: Config, record: BootRecord | None, running: Slot | None, found: Findings) -> None:
+    """Whether a newer version can be told from the one that runs."""
+    image = record.image(running) if record and running else None
+    if config.pull and config.pull.policy == "newer" and image and image.version is None:
+        found.wrong("pull.policy", "nobody knows which version runs, and so which is newer: say `different` for now")
 
 
 def _check_watchdog(config: Config, found: Findings, sysfs: str = SYSFS) -> None:

@@ -298,6 +298,11 @@ def test_a_board_fetches_what_is_offered(board: Board) -> None:
             board.config.write_text(text)
             board.boot_next()
             assert "ok    pull: what it needs is there" in run("doctor", "--config", board.config).out
+            board.config.write_text(text.replace("different", "newer"))
+            with board.on():  # the first start: what the factory wrote has no version
+                pass
+            assert "WRONG pull.policy: nobody knows which version runs" in run("doctor", "--config", board.config).out
+            board.config.write_text(text)
             with board.on():
                 board.until((board.root / "rebooted").exists)
         finally:
