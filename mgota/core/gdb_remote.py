@@ -218,8 +218,22 @@ class GdbServer:
             said.append(bytes.fromhex(answer.decode()))
         return b"".join(said).decode(errors="replace")
 
+    def run(self) -> Talk[None]:
+        """Let the chip run; `find` stops it. There is no answer while it runs.
+
+        Raises:
+            RefusedError: it does not run, or not for long.
+        """
+        try:
+            answer = yield from self._ask(b"c", QUIET, stopped=True)
+        except NoAnswerError:
+            return
+        if _STOPPED.fullmatch(answer):
+            raise RefusedError(f"the chip was let run, and stopped at once: {_text(answer)}")
+        raise _refusal(answer, "let the chip run")
+
     def detach(self) -> Talk[None]:
-        """Let the chip run, with nobody watching."""
+        """Let the chip run, with nobody watching: the last that is said on a wire. QEMU fails over what comes after."""
         yield from self._do(b"D", "let the chip run")
 
     def _do(self, request: bytes, what: str, timeout: float = SHORT) -> Talk[None]:
@@ -227,8 +241,10 @@ class GdbServer:
         if answer != b"OK":
             raise _refusal(answer, what)
 
-    def _ask(self, request: bytes, timeout: float = SHORT, said: list[bytes] | None = None) -> Talk[bytes]:
-        """The answer to a request; what the server says beside it goes to `said`."""
+    def _ask(
+        self, request: bytes, timeout: float = SHORT, said: list[bytes] | None = None, *, stopped: bool = False
+    ) -> Talk[bytes]:
+        """The answer to a request; what the server says beside it goes to `said`; `stopped` is whether that is one."""
         yield Send(frame(request))
         for _ in range(UNASKED):
             answer = yield from self._packet(timeout)
@@ -237,7 +253,7 @@ class GdbServer:
             elif output := _SAID.fullmatch(answer):
                 if said is not None:
                     said.append(bytes.fromhex(output[1].decode()))
-            elif not _STOPPED.fullmatch(answer):
+            elif stopped or not _STOPPED.fullmatch(answer):
                 return answer
         raise LinkError("the GDB server talks and talks, and does not answer")
 

@@ -116,7 +116,9 @@ class SimulatedGdbStub:
             self._waiting.clear()
         if self._acks:
             self._out += b"+"
-        self._say(self._answer(payload))
+        answer = self._answer(payload)
+        if not self.running:
+            self._say(answer)
 
     def _say(self, payload: bytes) -> None:
         self._last = frame(_compressed(payload) if self._runs else payload)
@@ -150,6 +152,7 @@ class SimulatedGdbStub:
             (rb"XNUMBER,NUMBER:(.*)", self._write),
             (rb"qRcmd,((?:[0-9a-f]{2})*)", self._monitor),
             (rb"D(?:;.*)?", self._detach),
+            (rb"c", self._continue),
         ]
         if self._silent:
             always.append((rb"QStartNoAckMode", self._stop_acks))
@@ -274,8 +277,12 @@ class SimulatedGdbStub:
         return b"OK"
 
     def _detach(self) -> bytes:
+        self._say(b"OK")
+        return self._continue()
+
+    def _continue(self) -> bytes:
         self.running = True
-        return b"OK"
+        return b""  # which is not said
 
 
 def _part(document: bytes, at: bytes, size: bytes) -> bytes:

@@ -218,6 +218,7 @@ def test_a_link_that_is_never_quiet_is_none() -> None:
         (lambda s: s.crc(0x8000000, 16), b"qCRC:8000000,10", b"", None),
         (lambda s: s.monitor("reset"), b"qRcmd,7265736574", b"OK", ""),
         (lambda s: s.monitor("reset"), b"qRcmd,7265736574", b"6869", "hi"),
+        (lambda s: s.run(), b"c", b"O6869", None),
         (lambda s: s.detach(), b"D", b"OK", None),
     ],
 )  # fmt: skip
@@ -270,6 +271,14 @@ def test_a_refusal_and_nonsense_are_told_apart(talk: Callable[[], Talk[object]])
     assert not isinstance(failed.value, RefusedError)
 
 
+def test_a_chip_that_does_not_run_is_told_of() -> None:
+    assert hold(GdbServer().run(), b"-+") == (frame(b"c") * 2, None)
+    with pytest.raises(RefusedError, match="stopped at once: T05thread:01;"):
+        ask(server().run(), b"T05thread:01;")
+    with pytest.raises(RefusedError, match=r"refused to let the chip run: error 0x01"):
+        ask(server().run(), b"E01")
+
+
 def test_a_checksum_may_be_refused() -> None:
     with pytest.raises(RefusedError, match="compute a checksum"):
         ask(server().crc(0, 1), b"E01")
@@ -289,6 +298,7 @@ TALKS: list[Callable[[GdbServer], Talk[object]]] = [
     lambda s: s.flash_write(0, b"1234"),
     lambda s: s.crc(0, 1),
     lambda s: s.monitor("x"),
+    lambda s: s.run(),
 ]
 PIECES = st.one_of(
     st.binary(max_size=6),

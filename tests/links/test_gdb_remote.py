@@ -102,6 +102,8 @@ async def test_a_chip_is_reset_and_runs() -> None:
     assert await chip.monitor("reset halt") == "the chip was reset\n"
     with pytest.raises(LinkError, match=r"carry out 'rset': error 0x01 \(what is that\?\)"):
         await chip.monitor("rset")
+    await chip.detach()
+    assert stub.running
     seen: list[GdbRemote] = []
 
     async def by_relay(chip: GdbRemote) -> None:

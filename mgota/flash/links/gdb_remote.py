@@ -128,7 +128,15 @@ class GdbRemote:
         await self.run()
 
     async def run(self) -> None:
-        """Let the chip go on from where it was stopped, with nobody watching; `enter` stops it again.
+        """Let the chip go on from where it was stopped; `enter` stops it again.
+
+        Raises:
+            LinkError: it does not run.
+        """
+        await self._once(self._server.run())
+
+    async def detach(self) -> None:
+        """Let the chip go on, and part from the server. Nothing more may be asked on this wire.
 
         Raises:
             LinkError: the server did not.
