@@ -53,6 +53,9 @@ log = logging.getLogger("mgota.device")
 BLOCK = 1 << 19
 """Bytes that are read back and hashed in one go, still in the processor's cache; a cancellation lands between two."""
 
+GRACE = 2.0
+"""Seconds that the watchdog waits beyond a trial's window: who still answers ends it in order, and notes the reason."""
+
 INLINE = 1 << 15
 """A block up to this size is hashed on the spot: the hop to a thread would cost more."""
 
@@ -205,8 +208,8 @@ class Device:
 
     async def _arm(self, window: float) -> None:
         if self.watchdog:
-            limit = self.watchdog.limit
-            await self.watchdog.arm(window if limit is None else min(window, limit))
+            limit, wanted = self.watchdog.limit, window + GRACE
+            await self.watchdog.arm(wanted if limit is None else min(wanted, limit))
         self.live.trial_until = time.monotonic() + window
 
     async def extend_trial(self, window: float) -> float:

@@ -30,7 +30,7 @@ from mgota.core.boot import (
 )
 from mgota.core.geometry import Slot
 from mgota.core.record import BootRecord, Outcome, SlotImage, State
-from mgota.device import Device
+from mgota.device import GRACE, Device
 from mgota.errors import OtaError, SelectError, UnknownStateError, WrongImageError
 from mgota.health import Ask, Check, Health
 from mgota.ports import CountingBackend, Watchdog
@@ -190,7 +190,7 @@ async def run_trial(
     outcome: Outcome | None = None
     async with anyio.create_task_group() as tg:
         if device.watchdog:
-            tg.start_soon(_feed_until, device.watchdog, until)
+            tg.start_soon(_feed_until, device.watchdog, until + GRACE)
         with anyio.move_on_after(max(until - time.monotonic(), 0)):
             outcome = await _await_commit(device, health, interval)
         tg.cancel_scope.cancel()
@@ -246,7 +246,7 @@ async def _note_reason(device: Device, reason: str) -> None:
 
 
 async def _feed_until(watchdog: Watchdog, until: float) -> None:
-    """Feed a watchdog that cannot count to the end of the window, so that it bites just then."""
+    """Feed a watchdog that cannot count to the end of the window, so that it bites just after it."""
     limit = watchdog.limit
     while limit is not None and (left := until - time.monotonic()) > limit:
         await anyio.sleep(min(limit / 3, left - limit))

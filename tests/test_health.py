@@ -10,6 +10,7 @@ from test_trial import on_trial
 
 from mgota import ConfigError, Outcome, State, boot_check, run_trial
 from mgota.core.boot import Verdict
+from mgota.device import GRACE
 from mgota.errors import StateError
 from mgota.health import Check, Health, checks_of
 from mgota.trial import keep_fed
@@ -157,7 +158,7 @@ async def test_a_window_of_the_caller_counts_from_now() -> None:
     await anyio.sleep(0.02)  # the device's own is over
     answers = script(False, True)
     assert await run_trial(board.device, checks=[answers], interval=0.01, window=30) is Outcome.COMMITTED
-    assert board.watchdog.armed == [0.01, 30]
+    assert board.watchdog.armed == [0.01 + GRACE, 30 + GRACE]
     board = await on_trial(window=30)
     assert await run_trial(board.device, checks=[down], interval=0.01, window=0.05) is Outcome.ROLLED_BACK
     board = await on_trial()

@@ -21,6 +21,7 @@ from memory_device import (
 from mgota.core.boot import CANNOT_SELECT, MAX_SELECT_FAILURES, NEVER_CAME_UP, NO_WAY_BACK, OPERATOR, Verdict
 from mgota.core.geometry import Slot
 from mgota.core.record import Outcome, State
+from mgota.device import GRACE
 from mgota.errors import (
     FlashError,
     OtaError,
@@ -99,7 +100,7 @@ async def test_a_trial_begins_with_a_durable_record_and_an_armed_watchdog() -> N
     board.power.before = lambda op: seen.append(list(board.watchdog.armed))
     assert await boot_check(board.device) is Verdict.TRIAL
     assert seen == [[]], "armed before the record says so"
-    assert board.watchdog.armed == [30.0]
+    assert board.watchdog.armed == [30.0 + GRACE]
     assert (board.record.state, board.record.trial, board.record.tries) == (State.FAILED, B, 0)
     assert board.device.live.trial_until is not None
 
@@ -442,7 +443,7 @@ async def test_a_window_longer_than_the_watchdog_counts_is_fed_and_bites_at_its_
 async def test_a_window_that_the_watchdog_can_count_is_not_fed() -> None:
     board = await on_trial(window=0.1, watchdog=MemoryWatchdog(limit=10.0))
     assert await run_trial(board.device, interval=0.02) is Outcome.ROLLED_BACK
-    assert board.watchdog.armed == [0.1]
+    assert board.watchdog.armed == [0.1 + GRACE]
     assert board.watchdog.fed == 0
 
 

@@ -233,6 +233,12 @@ class Board:
         assert found, f"the board did not say {pattern!r} within {timeout} s\n{self.shown()}"
         return found
 
+    def wait_for_any(self, text: str) -> None:
+        """Wait until the console has said something at some time."""
+        with self._news:
+            found = self._news.wait_for(lambda: any(text in line for line in self.log), PATIENCE)
+        assert found, f"the board never said {text!r}\n{self.shown()}"
+
     def wait_until_settled(self, *, timeout: float = PATIENCE) -> str:
         """Wait until nothing is on trial, and return the version that runs."""
         return self.wait_for(r"board: settled: version (\S+) in slot", timeout=timeout)[1]
@@ -268,18 +274,20 @@ class Board:
             file.seek(offset)
             file.write(data)
 
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of the disk."""
+        with self.disk.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
     def slot(self, name: str, size: int) -> bytes:
         """The first bytes of a slot."""
-        with self.disk.open("rb") as file:
-            file.seek(PARTITIONS[f"slot-{name}"].start)
-            return file.read(size)
+        return self.read(PARTITIONS[f"slot-{name}"].start, size)
 
     def record(self) -> BootRecord:
         """The boot record of a board that is off."""
         system = self.place / "look.img"
-        with self.disk.open("rb") as file:
-            file.seek(PARTITIONS["data"].start)
-            system.write_bytes(file.read(PARTITIONS["data"].size))
+        system.write_bytes(self.read(PARTITIONS["data"].start, PARTITIONS["data"].size))
         subprocess.run(["e2fsck", "-fy", system], capture_output=True, check=False)  # 1: it mended something
         out = self.place / "look.state"
         out.unlink(missing_ok=True)

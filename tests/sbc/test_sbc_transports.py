@@ -65,7 +65,7 @@ def test_a_board_is_updated_over_mqtt(make_board: MakeBoard, small_system: Syste
         board.powered(mqtt=f"mqtt://{HOST}:{broker.port}/sbc/one") as version,
     ):
         assert version == "1.0"
-        board.wait_for("board: is online")
+        board.wait_for_any("board: is online")
         pushed = board.push(two.path, f"{broker.url}/sbc/one")
         assert pushed.returncode == 0, pushed.stderr
         assert board.wait_until_settled() == "2.0"

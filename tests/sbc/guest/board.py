@@ -72,7 +72,8 @@ def mark(name: str) -> None:
     """Here the power may be cut."""
     _marks[name] += 1
     halt = order("halt")  # each time: a frozen board thaws with other orders
-    if halt in (f"{VERSION}: {name}#{_marks[name]}", f"{VERSION}: {name}" if _marks[name] == 1 else None):
+    names = [f"{VERSION}: {name}#{_marks[name]}"] + [f"{VERSION}: {name}"] * (_marks[name] == 1)
+    if halt in names:
         say(f"halted at {halt}")
         time.sleep(1000)
 
