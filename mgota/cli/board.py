@@ -152,11 +152,17 @@ def reporting(config: Config) -> Callable[[Device], AbstractAsyncContextManager[
     async def told(device: Device) -> AsyncGenerator[None]:
         history = device.history if isinstance(device.history, History) else None
         path = Path(config.history.path).with_name(REPORTED) if config.history.path else kept_at(config, REPORTED)
+        failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
             if history and path and sinks:
                 tasks.start_soon(report_updates, history, FileStory(path), sinks)
-            yield
+            try:
+                yield
+            except Exception as exc:  # noqa: BLE001  raised outside of the task group, which would wrap it
+                failure = exc
             tasks.cancel_scope.cancel()
+        if failure:
+            raise failure
 
     return told
 

@@ -339,3 +339,21 @@ def test_http_without_a_lock_on_the_door_is_not_fetched_from(board: Board) -> No
     out = run("doctor", "--config", board.config).out
     assert "note  keys.images: no keys: every image is taken" in out
     assert "WRONG pull: " in out
+
+
+def test_a_reboot_that_fails_ends_the_run_in_one_line(board: Board) -> None:
+    board.write('[history]\nwebhook = "http://127.0.0.1:9/"\n')
+    board.boot_next()
+    assert run("install", board.image("5"), "--config", board.config).code == 0
+    assert board.boot_next() is B
+    text = board.config.read_text().replace("window = 30", "window = 0.5").replace('"touch"', '"false"')
+    board.config.write_text(text)
+    done = run("run", "--config", board.config)
+    assert done.code == 1
+    assert done.err.splitlines()[-1].startswith("mgota: false ")
+    assert "Traceback" not in done.err
+    assert "health check command" in board.here()["reason"]
+    board.config.write_text(text.replace('"false"', '"no-such-program"'))  # back to slot a it goes all the same
+    done = run("run", "--config", board.config)
+    assert done.err.splitlines()[-1] == "mgota: no-such-program cannot be started: No such file or directory"
+    assert board.boot_next() is A
