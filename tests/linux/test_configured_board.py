@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mosquitto import Mosquitto
 from terminal import PATIENCE, PROGRAM, run
 
 from mgota.core.geometry import Slot
@@ -357,3 +358,22 @@ def test_a_reboot_that_fails_ends_the_run_in_one_line(board: Board) -> None:
     done = run("run", "--config", board.config)
     assert done.err.splitlines()[-1] == "mgota: no-such-program cannot be started: No such file or directory"
     assert board.boot_next() is A
+
+
+@pytest.mark.program("mosquitto")
+def test_a_board_behind_a_broker(board: Board) -> None:
+    board.boot_next()
+    with Mosquitto(board.root) as broker:
+        url = f"{broker.url}/site/7"
+        text = board.config.read_text()
+        board.config.write_text(text.partition("[http]")[0] + f'[mqtt]\nurl = "{url}"\n')
+        process = subprocess.Popen([*PROGRAM, "run", "--config", str(board.config)])
+        try:
+            push = run("push", board.image("6.0.0"), url)
+            assert push.code == 0, push.err
+            board.until((board.root / "rebooted").exists)
+        finally:
+            process.kill()
+            process.wait()
+    assert board.boot_next() is B
+    assert board.here()["image"]["version"] == "6.0.0"
