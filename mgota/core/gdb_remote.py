@@ -225,6 +225,7 @@ class GdbServer:
             RefusedError: it does not run, or not for long.
         """
         try:
+            yield from _silence()  # a stop packet that comes now is from before
             answer = yield from self._ask(b"c", QUIET, stopped=True)
         except NoAnswerError:
             return

@@ -121,7 +121,7 @@ async def test_refusals_say_where_and_why() -> None:
         ReadError, match=r"could not be read at 0x100: the GDB server refused to .*0x8000100: error 0x0e"
     ):
         await chip.read(256, 4)
-    with pytest.raises(ReadError, match="could not be checked at 0x100"):
+    with pytest.raises(ReadError, match="could not be read at 0x100"):
         await chip.holds(256, b"1234")
     with pytest.raises(ProgramError, match="whole units"):
         await chip.program(2, b"1234")
@@ -131,6 +131,9 @@ async def test_refusals_say_where_and_why() -> None:
     chip._geometry = uniform(256, 32)
     with pytest.raises(EraseError, match=r"the sector at 0x20 could not be erased: .* not whole sectors"):
         await chip.erase(Sector(32, 32))
+    await chip._talker.wire.aclose()
+    with pytest.raises(ReadError, match="could not be checked at 0x0: the wire"):
+        await chip.holds(0, b"1234")
 
 
 @pytest.mark.parametrize(

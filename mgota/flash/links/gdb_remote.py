@@ -67,7 +67,6 @@ class GdbRemote:
         self._base = base
         self._reset = reset
         self._flash = False
-        self._crc = True
         self._lock = Lock()
 
     @property
@@ -166,17 +165,11 @@ class GdbRemote:
             ReadError: nobody can tell.
         """
         size = len(memoryview(data))
-        if self._crc and size:
-            try:
-                async with self._lock:
-                    found = await self._repeated(lambda: self._server.crc(self._base + offset, size))
-            except LinkError as exc:
-                raise ReadError(f"flash could not be checked at {offset:#x}: {exc}") from exc
-            if found is not None:
-                expected = checksum(CRC)
-                expected.update(data)
-                return found == expected.value
-            self._crc = False
+        found = await self._checksum(offset, size) if size else None
+        if found is not None:
+            expected = checksum(CRC)
+            expected.update(data)
+            return found == expected.value
         return await self.read(offset, size) == data
 
     async def erase(self, sector: Sector) -> None:
@@ -212,6 +205,16 @@ class GdbRemote:
     async def flush(self) -> None:
         """Nothing waits."""
         await checkpoint()
+
+    async def _checksum(self, offset: int, size: int) -> int | None:
+        """What the server computes over the memory, or None if it computes nothing there."""
+        try:
+            async with self._lock:
+                return await self._repeated(lambda: self._server.crc(self._base + offset, size))
+        except RefusedError:
+            return None
+        except LinkError as exc:
+            raise ReadError(f"flash could not be checked at {offset:#x}: {exc}") from exc
 
     def _erase(self, sector: Sector) -> Talk[None]:
         if self._flash:
