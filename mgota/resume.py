@@ -77,6 +77,16 @@ class Marks:
         """Bytes up to the next mark."""
         return self._step - received % self._step
 
+    async def promise(self, record: BootRecord, slot: Slot) -> bool:
+        """Whether a note says that the image can go on in the staging slot. Nothing is read there yet.
+
+        Args:
+            record: the boot record.
+            slot: the staging slot.
+        """
+        note = await self._load()
+        return note is not None and self._fits(note, record, slot)
+
     async def find(self, flash: FlashBackend, record: BootRecord, slot: Slot) -> Kept | None:
         """Go on in the staging slot, if a note says that it can be and what lies there bears it out.
 

@@ -14,6 +14,8 @@ Rules:
   never joined. What is joined is verified all the same;
 - the server's word on sizes is never more than a reason to refuse: no byte beyond the announced size is taken;
 - progress is a byte beyond all that were received before. Tries without it are counted, and with it counted from anew;
+- the minimum rate holds over all connections: once its grace is used up, a try that brings less is one that brought
+  nothing, or a server could hold a device for ever with a byte at a time;
 - what all tries brought together is bounded, or a server could let a device download for ever.
 
 Section numbers are those of RFC 9110.
@@ -25,6 +27,7 @@ from enum import Enum
 from typing import Final
 
 from mgota.core.note import MAX_VALIDATOR
+from mgota.core.pace import Limits
 from mgota.errors import ConfigError, OtaError, TransferError
 
 MAX_WAIT: Final = 300.0
@@ -258,21 +261,35 @@ class Patience:
 
 
 class Tries:
-    """Counts tries. One that brought something begins the count anew.
+    """Counts tries. One that brought something begins the count anew, unless it all comes too slowly.
 
     Args:
         patience: how many there may be, and how far apart.
+        limits: `minimum_rate` and `grace` of all tries together; None asks for no rate.
     """
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: Patience, limits: Limits | None = None) -> None:
         self._patience = patience
+        self._rate = limits.minimum_rate if limits else 0.0
+        self._grace = self._credit = limits.grace if limits else 0.0
+        self._gained = 0.0
         self._progress = False
         self.barren = 0
-        """Tries in a row that brought nothing new."""
+        """Tries in a row that brought nothing new, or too little."""
 
     def progress(self) -> None:
         """This try brought something new."""
         self._progress = True
+
+    def waited(self, seconds: float, received: int) -> None:
+        """This try waited for the server, and that brought so many bytes, new or not."""
+        if self._rate:
+            self._gained += received / self._rate - seconds
+
+    def _too_slow(self) -> bool:
+        """Whether the grace is used up, this try counted. It is never overdrawn: a try that is quick again counts."""
+        self._credit = min(self._grace, max(0.0, self._credit + self._gained))
+        return self._rate > 0 and self._credit <= 0
 
     def failed(self, error: OtaError, draw: float, after: float | None = None) -> float:
         """A try has failed: seconds until the next one.
@@ -285,11 +302,15 @@ class Tries:
         Raises:
             TransferError: that was the last one.
         """
-        self.barren = 0 if self._progress else self.barren + 1
+        slow = self._too_slow() and self._progress
+        self.barren = 0 if self._progress and not slow else self.barren + 1
         self._progress = False
         if self.barren >= self._patience.tries:
-            raise TransferError(f"given up after {self.barren} tries that brought nothing new: {error}") from error
-        return max(self._patience.wait(self.barren, draw), after or 0.0)
+            brought = f"less than {self._rate:g} bytes/s" if slow else "nothing new"
+            raise TransferError(f"given up after {self.barren} tries that brought {brought}: {error}") from error
+        wait = max(self._patience.wait(self.barren, draw), after or 0.0)
+        self._gained = -min(wait, self._patience.first)  # longer waits are after tries that are counted
+        return wait
 
 
 class Download:
@@ -300,17 +321,24 @@ class Download:
         received: bytes that are there already, of an earlier download.
         validator: what the rest of it can be asked for with, or None.
         patience: how long it is tried.
+        limits: `minimum_rate` and `grace` over all tries, or None.
     """
 
     def __init__(
-        self, size: int, *, received: int = 0, validator: str | None = None, patience: Patience | None = None
+        self,
+        size: int,
+        *,
+        received: int = 0,
+        validator: str | None = None,
+        patience: Patience | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.size = size
         self.received = received
         """Bytes of the image that are there."""
         self.validator = validator
         patience = patience or Patience()
-        self.tries = Tries(patience)
+        self.tries = Tries(patience, limits)
         self._budget = int(patience.budget * size)
         self._furthest = received
         self._asked = 0

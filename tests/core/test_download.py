@@ -15,6 +15,7 @@ from mgota.core.download import (
     retry_after,
     strong_validator,
 )
+from mgota.core.pace import Limits
 from mgota.errors import ConfigError, OtaError, TransferError
 
 SIZE = 1000
@@ -232,6 +233,47 @@ def test_tries_that_bring_nothing_are_counted_and_progress_begins_anew() -> None
         tries.failed(trouble, 0.5)
     with pytest.raises(TransferError, match="10 tries that brought nothing new: cut"):
         tries.failed(trouble, 0.5)
+
+
+RATED = Limits(minimum_rate=100, grace=10)
+
+
+def a_try(tries: Tries, seconds: float, received: int, after: float | None = None) -> int:
+    tries.waited(seconds, received)
+    if received:
+        tries.progress()
+    tries.failed(TransferError("cut"), 1.0, after)
+    return tries.barren
+
+
+def test_a_byte_at_each_try_is_not_enough_for_ever() -> None:
+    tries = Tries(Patience(), RATED)
+    assert [a_try(tries, 0.5, 1) for _ in range(19)] == [*[0] * 10, *range(1, 10)]
+    with pytest.raises(TransferError, match="10 tries that brought less than 100 bytes/s: cut"):
+        a_try(tries, 0.5, 1)
+    tries = Tries(Patience(), RATED)
+    assert [a_try(tries, 0.1, 0 if n % 10 else 1, after=300.0) for n in range(20)] == [*range(10), *range(10)]
+    with pytest.raises(TransferError, match="10 tries"):  # again nine put it off, and then there is a byte
+        a_try(tries, 0.1, 1)
+
+
+def test_tries_above_the_rate_may_be_cut_as_often_as_it_happens() -> None:
+    tries = Tries(Patience(), RATED)
+    for _ in range(1000):
+        assert a_try(tries, 1.0, 151) == 0  # of which half a second is the wait in between
+    tries = Tries(Patience(), None)
+    for _ in range(1000):
+        assert a_try(tries, 100.0, 1) == 0
+    tries = Tries(Patience(), Limits(minimum_rate=0))
+    for _ in range(1000):
+        assert a_try(tries, 100.0, 1) == 0
+
+
+def test_an_outage_is_not_held_against_a_server_that_is_back() -> None:
+    tries = Tries(Patience(), RATED)
+    for number in range(9):
+        assert a_try(tries, 30.0, 0, after=300.0) == number + 1
+    assert a_try(tries, 1.0, 200) == 0
 
 
 def test_the_next_request_goes_on_where_the_last_one_ended() -> None:

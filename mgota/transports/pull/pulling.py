@@ -2,7 +2,7 @@
 
 Rules:
 - what is decided is decided by `mgota.core.offer`, what is verified by the session that reads flash;
-- nothing of the device is touched before an image was found that it wants;
+- nothing of the device is touched before an image was found that it wants, and its server began to answer with it;
 - an image is resumed after a restart only if something decides about it in the end: a digest or a key. If what was put
   together so does not pass, it is fetched once more from its first byte, and only then refused;
 - the callback hears the seed's words: "Same version", "Pulling firmware", "OTA fail" and then why.
@@ -17,6 +17,7 @@ from typing import Final
 
 import anyio
 
+from mgota.core.boot import refuse_update
 from mgota.core.download import Tries, judge_metadata
 from mgota.core.keys import PublicKey
 from mgota.core.manifest import Manifest
@@ -28,12 +29,12 @@ from mgota.core.weburl import check_source, resolved, with_query
 from mgota.device import Device
 from mgota.errors import OtaError, RejectedError, StalledError, VerifyError
 from mgota.ports import Note
-from mgota.resume import Resume
-from mgota.session import OtaSession
+from mgota.resume import Marks, Resume
+from mgota.session import OtaSession, check_size
 from mgota.transports.pull.attempts import heed, persevere
 from mgota.transports.pull.client import MAX_METADATA, Client, Web, read_some
 from mgota.transports.pull.hooks import Gate, Hooks, OnStatus, Postpone, tell
-from mgota.transports.pull.transfer import transfer
+from mgota.transports.pull.transfer import Transfer
 from mgota.verified import VerifiedImage
 
 log = logging.getLogger("mgota.pull")
@@ -319,8 +320,25 @@ class _Pull:
         manifest = decision.manifest
         await tell(self.on_status, "Pulling firmware")
         resume = self._resume(manifest, url)
-        async with OtaSession(self.device, size=manifest.size, manifest=manifest, resume=resume) as session:
-            sealed = await self._sealed(client, url, session)
+        async with Transfer(client, url, manifest.size, self.web) as transfer:
+            await self._look(transfer, manifest, resume)
+            session = OtaSession(self.device, size=manifest.size, manifest=manifest, resume=resume)
+            return await self._stored(transfer, session, decision)
+
+    async def _look(self, transfer: Transfer, manifest: Manifest, resume: Resume | None) -> None:
+        """See that the image is there, before room is made for it; what broke off has its room already."""
+        await check_size(self.device, manifest.size)
+        record, readable = await self.device.load()
+        refuse_update(record, readable=readable)
+        staging = (await self.device.flash.running_slot()).other
+        if record and resume and await Marks(resume, manifest.size).promise(record, staging):
+            return
+        async with _within(self.web, self.until):
+            await transfer.look()
+
+    async def _stored(self, transfer: Transfer, session: OtaSession, decision: Decision) -> Pulled:
+        async with session:
+            sealed = await self._sealed(transfer, session)
             if self.hooks.may_activate is None:
                 await session.activate(sealed)
                 return Pulled(decision=decision, installed=True)
@@ -335,10 +353,10 @@ class _Pull:
             return None
         return Resume(note=self.note, identity=identity_of(url, manifest.size, manifest.sha256))
 
-    async def _sealed(self, client: Client, url: str, session: OtaSession) -> VerifiedImage:
+    async def _sealed(self, transfer: Transfer, session: OtaSession) -> VerifiedImage:
         while True:
             async with _within(self.web, self.until):
-                await transfer(client, url, session, self.web)
+                await transfer.into(session)
             try:
                 return await session.seal()
             except (RejectedError, VerifyError) as exc:
