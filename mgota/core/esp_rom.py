@@ -12,6 +12,7 @@ Only the ROM is spoken to: no program is loaded into the chip's RAM (esptool cal
 Source: esptool's documentation, "Serial Protocol".
 """
 
+import binascii
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -244,7 +245,7 @@ def md5(offset: int, size: int) -> Talk[bytes]:
     timeout = SHORT + MD5_TIME * -(-size // _MIB)
     answer = yield from _ask(SPI_FLASH_MD5, struct.pack("<4I", offset, size, 0, 0), timeout=timeout, size=32)
     try:
-        return bytes.fromhex(answer.data[:32].decode("ascii"))
+        return binascii.unhexlify(answer.data[:32])
     except ValueError as exc:
         raise LinkError("the boot ROM answered something else than an MD5") from exc
 

@@ -159,7 +159,7 @@ def test_chips_and_digests_that_are_none() -> None:
         hold(esp_rom.chip_id(), answer(20, struct.pack("<IB7xII", 0, 0, 1, 0)))
     with pytest.raises(LinkError, match="magic number is 0x00000005 is not known"):
         hold(esp_rom.chip_id(), answer(20, bytes(12)) + answer(READ, value=5))
-    for bad in (b"x" * 32, b"\xff" * 32):
+    for bad in (b"x" * 32, b"\xff" * 32, b"a" * 30 + b"  "):
         with pytest.raises(LinkError, match="something else than an MD5"):
             hold(esp_rom.md5(0, 1), answer(19, bad))
     with pytest.raises(LinkError, match="31 bytes in the place of 32"):

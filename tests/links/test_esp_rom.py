@@ -219,17 +219,11 @@ class Garbling:
 
 
 async def test_an_answer_that_is_garbled_is_asked_for_again() -> None:
-    wrong = 0
     for at in range(0, 500, 3):
         rom = board()
-        try:
-            await life(MemoryWire(Garbling(rom, at)))
-        except (AssertionError, LinkError):
-            wrong += 1  # a digit of the digest, or the id of the chip: neither has a check
-            continue
+        await life(MemoryWire(Garbling(rom, at)))
         assert rom.flash.peek(0, len(SHORT)) == SHORT
         assert not rom.flash.operations.broken_rules
-    assert wrong < 40
 
 
 @pytest.mark.parametrize("late", [1, 2])
