@@ -23,6 +23,7 @@ from mgota.core.boot import (
     Verdict,
     commit_steps,
     decide,
+    finish_steps,
     on_select_failure,
     questions,
     rollback_steps,
@@ -80,6 +81,29 @@ async def boot_check(device: Device, *, reason: str | None = None) -> Verdict:
                 if decision.verdict is Verdict.RUN:
                     await _settle(device, running)
                 return decision.verdict
+
+
+async def finish_activation(device: Device) -> bool:
+    """Go on with an activation that was cut off between its record and the reset, if there was one.
+
+    Args:
+        device: as whoever updates it sees it.
+
+    Returns:
+        Whether there was one. On a device with a reset line it does not return then.
+
+    Raises:
+        UpdateRunningError: it is still under way.
+        SelectError: the slot could not be selected.
+    """
+    record, _ = await device.load()
+    if record is None or record.state is not State.TESTING:
+        return False
+    async with device.exclusive():
+        record, _ = await device.load()
+        steps = finish_steps(record or BootRecord(), await device.flash.running_slot())
+        await device.perform(*steps)
+    return bool(steps)
 
 
 async def _decide(device: Device, record: BootRecord | None, running: Slot, *, readable: bool) -> Decision:

@@ -111,15 +111,16 @@ def pull(
 
 def _tell(decision: Decision, *, as_json: bool, installed: bool | None) -> int:
     """One line, or JSON. Returns the exit status."""
-    if installed is None:
-        decision.check()
+    done = decision.update and installed is not False
     if as_json:
-        click.echo(json.dumps({"installed": bool(installed), **decision.as_dict()}))
-    elif installed:
+        click.echo(json.dumps({"installed": done and installed is not None, **decision.as_dict()}))
+    decision.check()
+    if as_json:
+        pass
+    elif done and installed:
         click.echo(f"version {decision.manifest.version} is installed: its trial begins at the next start")
     else:
         click.echo(decision.text)
-    done = decision.update if installed is None else installed
     return 0 if done else NOTHING_TO_DO
 
 
@@ -158,28 +159,27 @@ async def _install(
     url: str, place: Place, device: dict[str, Any], web: "Web", wishes: dict[str, Any]
 ) -> tuple[Decision, bool]:
     """Pull, up to the reset."""
-    from mgota.transports.pull import Hooks, pull as pull_now  # noqa: PLC0415  httpx
+    from mgota.transports.pull import pull as pull_now  # noqa: PLC0415  httpx
 
     decisions: list[Decision] = []
-
-    async def noted(decision: Decision) -> bool:
-        decisions.append(decision)
-        return True
-
     options, current = _options(wishes)
     note = FileNote(place.note) if place.note else None
     name = wishes["mongoose_query"]
 
     async def pulling(found: Device) -> bool:
         pulled = await pull_now(
-            found, url, current_version=current, note=note, web=web, hooks=Hooks(may_download=noted),
+            found, url, current_version=current, note=note, web=web, on_decision=decisions.append,
             mongoose_query=name is not None, device_id=name, **options,
         )  # fmt: skip
-        decisions.append(pulled.decision)
         return pulled.installed
 
     running = _running(place, device)
-    installed = await (pulling(running) if running else _until_reset(place.device(**device), pulling))
+    try:
+        installed = await (pulling(running) if running else _until_reset(place.device(**device), pulling))
+    except OtaError:
+        if decisions and decisions[-1].refused:
+            return decisions[-1], False  # told with its reason, then raised
+        raise
     return decisions[-1], installed
 
 

@@ -318,6 +318,18 @@ def activate_steps(record: BootRecord, slot: Slot, image: SlotImage, *, tries: i
     yield Reset()
 
 
+def finish_steps(record: BootRecord, running: Slot) -> tuple[Step, ...]:
+    """What is left of an activation that was cut off after its record was stored; nothing if none was.
+
+    Args:
+        record: the boot record.
+        running: the slot that runs.
+    """
+    if record.state is not State.TESTING or record.trial in (None, running):
+        return ()
+    return Select(running.other), Reset()
+
+
 def commit_steps(record: BootRecord, running: Slot, *, floor: str | None = None) -> tuple[Step, ...]:
     """Make the running image permanent, if it is on trial; otherwise there is nothing to do.
 

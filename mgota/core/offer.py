@@ -13,11 +13,19 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from mgota.core.boot import refuse_update
 from mgota.core.floor import below_floor, effective_floor
 from mgota.core.manifest import Manifest, check_hardware
-from mgota.core.record import BootRecord, SlotImage
+from mgota.core.record import BootRecord, SlotImage, State
 from mgota.core.version import is_version, order
-from mgota.errors import ConfigError, DowngradeError, ManifestError, RejectedError, WrongHardwareError
+from mgota.errors import (
+    ConfigError,
+    DowngradeError,
+    ManifestError,
+    OtaError,
+    TrialRunningError,
+    WrongHardwareError,
+)
 
 SANE: Final = 1_795_564_800
 """Unix seconds of 2026-11-25, when this was built. A clock that shows less was never set, and nothing expires by it."""
@@ -89,14 +97,16 @@ class Reason(StrEnum):
     OLD_SEQUENCE = "old_sequence"
     BELOW_FLOOR = "below_floor"
     NO_ORDER = "no_order"
+    TRIAL = "trial"
 
 
-_ERRORS: Final[dict[Reason, type[RejectedError]]] = {
+_ERRORS: Final[dict[Reason, type[OtaError]]] = {
     Reason.EXPIRED: ManifestError,
     Reason.WRONG_HARDWARE: WrongHardwareError,
     Reason.OLD_SEQUENCE: DowngradeError,
     Reason.BELOW_FLOOR: DowngradeError,
     Reason.NO_ORDER: ManifestError,
+    Reason.TRIAL: TrialRunningError,
 }
 
 
@@ -118,14 +128,15 @@ class Decision:
 
     @property
     def refused(self) -> bool:
-        """Whether something is wrong with the offer; otherwise, if there is no update, there is just nothing to do."""
+        """Whether something is in the way of the offer; otherwise, if there is no update, there is nothing to do."""
         return self.reason in _ERRORS
 
     def check(self) -> None:
-        """Raise what is wrong with the offer, if something is.
+        """Raise what is in the way of the offer, if something is.
 
         Raises:
             RejectedError: the offer is refused.
+            TrialRunningError: another image is on trial, or about to be.
         """
         if kind := _ERRORS.get(self.reason):
             raise kind(self.text)
@@ -175,6 +186,7 @@ def decide(
         or _needless(manifest, standing, policy)
         or (None if force else _failed_before(manifest, record))
         or _too_old(manifest, standing, record)
+        or _trial(manifest, record)
         or _wanted(manifest, standing, policy)
     )
     return Decision(reason in _WANTED, reason, text, manifest)
@@ -226,8 +238,33 @@ def _too_old(manifest: Manifest, standing: Standing, record: BootRecord) -> _Why
     return (Reason.BELOW_FLOOR, f"the image is refused: {why}") if why else None
 
 
+def _trial(manifest: Manifest, record: BootRecord) -> _Why | None:
+    trial = record.image(record.trial) if record.trial else None
+    if record.state is State.TESTING and trial and is_offered(trial, manifest):
+        return None  # that is what is offered: it only has to start
+    try:
+        refuse_update(record)
+    except TrialRunningError as exc:
+        return Reason.TRIAL, str(exc)
+    return None
+
+
 def _wanted(manifest: Manifest, standing: Standing, policy: Policy) -> _Why:
     return Reason(policy.rule.value), f"version {manifest.version} replaces {standing.current or 'an unknown one'}"
+
+
+def is_offered(image: SlotImage, manifest: Manifest) -> bool:
+    """Whether a recorded image is the one that a manifest offers.
+
+    Args:
+        image: what is recorded of a slot.
+        manifest: without a digest, size and version decide.
+    """
+    if image.image_size != manifest.size:
+        return False
+    if manifest.sha256 is not None:
+        return image.digest == manifest.sha256
+    return image.version == manifest.version
 
 
 def _is_same(version: str, other: str | None) -> bool:

@@ -8,19 +8,24 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import anyio
 import pytest
 from site_server import IMAGE, METADATA, Site, response
 from terminal import PROGRAM, Serving, Shop, Terminal, run
 
 from mgota.core.manifest import Manifest
-from mgota.core.record import decode_record
+from mgota.core.record import decode_record, encode_record
 from mgota.core.signed_manifest import encode_signed
+from mgota.linux.environment import file_device
+from mgota.session import OtaSession
 
 MEBIBYTE = 1 << 20
 
@@ -91,6 +96,73 @@ def test_an_update_is_pulled_and_its_trial_begins_at_the_next_serve(
     assert mgota("pull", *options, "--json").json["installed"] is False
     assert mgota("pull", *options, "--dry-run").code == 3
     assert len(site.asked()) == 1
+
+
+DYING = """
+import os, sys
+import mgota.linux.slots as slots
+from mgota.cli import main
+from mgota.device import Device
+real = slots.FileSlots.select
+async def select(self, slot):
+    if slot.value == "b":
+        os.kill(os.getpid(), 9)
+    await real(self, slot)
+slots.FileSlots.select = select
+main(["pull", *sys.argv[1:]])
+"""
+
+
+def test_a_kill_between_the_record_and_the_selection_is_made_good_by_the_next_pull(
+    site: Site, url: str, shop: Shop, mgota: Terminal, tmp_path: Path
+) -> None:
+    place = ["--slots", str(tmp_path / "d"), "--key", str(shop.public)]
+    mgota.ok("provision", shop.image("1.0.0"), *place)
+    offer(site, shop, "2.0.0")
+    assert subprocess.run([sys.executable, "-c", DYING, url, *place], check=False).returncode == -signal.SIGKILL
+    assert record_at(tmp_path) == "TESTING"
+    dry = mgota.ok("pull", url, *place, "--dry-run", "--json").json
+    done = mgota.ok("pull", url, *place, "--json").json
+    assert (dry["reason"], done["reason"], done["installed"]) == ("newer", "newer", True)
+    assert len(site.asked()) == 1
+    with Serving(*place) as device:
+        assert device.status()["image"]["version"] == "2.0.0"
+
+
+def test_a_staged_image_is_activated(site: Site, url: str, shop: Shop, mgota: Terminal, tmp_path: Path) -> None:
+    place = ["--slots", tmp_path / "d", "--key", shop.public]
+    mgota.ok("provision", shop.image("1.0.0"), *place)
+    image = offer(site, shop, "2.0.0")
+
+    async def stage() -> None:
+        device = file_device(tmp_path / "d")
+        async with OtaSession(device, size=len(image)) as session:
+            await session.write(image)
+            await session.activate(await session.seal(), reset=False)
+
+    anyio.run(stage)
+    path = tmp_path / "d" / "state"
+    record = decode_record(path.read_bytes())
+    assert record.b
+    staged = replace(
+        record.b, size=len(image) - 64, sha256=sha256(image[:-64]).hexdigest(), image_sha256=record.b.sha256
+    )
+    path.write_bytes(encode_record(record.next(b=staged)))
+    assert mgota.ok("pull", url, *place, "--json").json["installed"] is True
+    assert not site.asked()
+    assert record_at(tmp_path) == "TESTING"
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_refused_offer_has_its_reason_in_json(
+    site: Site, url: str, shop: Shop, mgota: Terminal, tmp_path: Path, dry: list[str]
+) -> None:
+    place = ["--slots", tmp_path / "d", "--key", shop.public]
+    mgota.ok("provision", shop.image("1.0.0"), *place)
+    offer(site, shop, "2.0.0")
+    done = mgota("pull", url, *place, "--json", "--floor", "3.0", *dry)
+    assert (done.code, done.json["reason"], done.json["installed"]) == (1, "below_floor", False)
+    assert "below the floor" in done.err
 
 
 def test_what_failed_its_trial_is_not_pulled_again_unless_forced(

@@ -30,6 +30,7 @@ from mgota.core.boot import (
     begin_steps,
     commit_steps,
     decide,
+    finish_steps,
     forget_step,
     on_select_failure,
     provision_steps,
@@ -461,6 +462,13 @@ def test_a_rollback_without_a_way_back_is_refused(record: BootRecord, running: S
 def test_no_rollback_while_an_activation_is_under_way(running: Slot) -> None:
     with pytest.raises(TrialRunningError):
         rollback_steps(replace(TESTING, b=replace(NEW, proven=True)), running, whole=True)
+
+
+def test_an_activation_that_was_cut_off_goes_on_where_it_was() -> None:
+    assert finish_steps(TESTING, A) == (Select(B), Reset())
+    assert finish_steps(TESTING, B) == ()  # it has started
+    for record in (CONFIRMED, FAILED, replace(TESTING, trial=None)):
+        assert finish_steps(record, A) == ()
 
 
 # --- provisioning ---------------------------------------------------------------------------------------------------

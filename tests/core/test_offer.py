@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from mgota.core.geometry import Slot
 from mgota.core.manifest import Manifest
 from mgota.core.offer import NEWER, SANE, Decision, Policy, Reason, Rule, Standing, decide
-from mgota.core.record import BootRecord, SlotImage
-from mgota.errors import ConfigError, DowngradeError, ManifestError, WrongHardwareError
+from mgota.core.record import BootRecord, SlotImage, State
+from mgota.errors import ConfigError, DowngradeError, ManifestError, TrialRunningError, WrongHardwareError
 
 DIGEST, OTHER = "ab" * 32, "cd" * 32
 OFFER = Manifest(version="1.2", url="x", size=8, sha256=DIGEST, seq=5, signed=True)
@@ -172,6 +173,25 @@ def test_the_floor(recorded: str | None, configured: str | None, taken: bool) ->
     assert offered("1.1", DIFFERENT, floor="1.3", force=True).reason is Reason.BELOW_FLOOR
 
 
+def test_another_image_on_trial_is_in_the_way_and_the_offered_one_about_to_be_is_not() -> None:
+    pending = SlotImage(size=8, image_size=8, sha256=DIGEST, version="1.2")
+    about = BootRecord(state=State.TESTING, trial=Slot.B, swaps=1, b=pending)
+    assert offered("1.1", record=about).update
+    for record in (
+        replace(about, b=replace(pending, sha256="0" * 64)),
+        replace(about, b=replace(pending, image_size=9)),
+        replace(about, trial=None),
+        replace(about, state=State.FAILED),
+    ):
+        decision = offered("1.1", record=record)
+        assert decision.reason is Reason.TRIAL
+        with pytest.raises(TrialRunningError):
+            decision.check()
+        assert offered("1.2", record=record).reason is Reason.SAME
+    assert offered("1.1", manifest=replace(OFFER, sha256=None), record=about).update
+    assert offered("1.1", manifest=replace(OFFER, sha256=None, version="1.3"), record=about).reason is Reason.TRIAL
+
+
 def test_a_decision_that_refuses_nothing_raises_nothing() -> None:
     for current in ("1.1", "1.2", "1.3"):
         offered(current).check()
@@ -181,7 +201,7 @@ def test_every_refusal_has_an_error() -> None:
     for reason in Reason:
         decision = Decision(False, reason, "because", OFFER)
         if decision.refused:
-            with pytest.raises((ManifestError, DowngradeError, WrongHardwareError), match="because"):
+            with pytest.raises((ManifestError, DowngradeError, WrongHardwareError, TrialRunningError), match="because"):
                 decision.check()
 
 

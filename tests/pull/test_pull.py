@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -16,8 +17,9 @@ from mgota.core.download import Patience
 from mgota.core.geometry import Slot
 from mgota.core.keys import PrivateKey
 from mgota.core.note import identity_of
-from mgota.core.offer import Policy, Reason
+from mgota.core.offer import Decision, Policy, Reason
 from mgota.core.pace import Limits
+from mgota.core.polls import REFUSED, Refusals
 from mgota.core.record import Outcome, State
 from mgota.device import Device
 from mgota.errors import (
@@ -29,6 +31,7 @@ from mgota.errors import (
     OtaError,
     RejectedError,
     StalledError,
+    TooLargeError,
     TransferError,
     UnsignedError,
 )
@@ -273,19 +276,18 @@ async def test_what_is_served_must_be_what_was_announced() -> None:
 
 
 async def test_a_bad_signature_is_not_tried_again() -> None:
-    site, one, refused = Site(), board(), set[str]()
+    site, one, refusals = Site(), board(), Refusals()
     site.publish(signed(NEW, key=PrivateKey.generate()), key=KEY)
     async with site.served() as url:
         with pytest.raises(BadSignatureError):
-            await pulled(one, url, current_version="1", refused=refused)
+            await pulled(one, url, current_version="1", refusals=refusals)
         assert len(site.asked()) == 1
-        assert len(refused) == 1
-        again = await pulled(one, url, current_version="1", refused=refused)
+        again = await pulled(one, url, current_version="1", refusals=refusals)
         assert again
         assert (again.installed, again.decision.update) == (False, True)
         assert len(site.asked()) == 1
         site.publish(SIGNED_NEW, key=KEY)
-        assert await pulled(one, url, current_version="1", refused=refused) is None
+        assert await pulled(one, url, current_version="1", refusals=refusals) is None
 
 
 async def test_an_image_that_was_rolled_back_is_not_installed_again_unless_forced() -> None:
@@ -303,6 +305,98 @@ async def test_an_image_that_was_rolled_back_is_not_installed_again_unless_force
         assert found
         assert found.decision.reason is Reason.FAILED_BEFORE
         assert await pulled(one, url, current_version="1", force=True) is None
+
+
+async def test_one_wrong_byte_on_the_way_is_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    site, one, refusals = Site(), board(), Refusals()
+    site.publish(SIGNED_NEW, key=KEY)
+    broken = SIGNED_NEW[:-1] + bytes([SIGNED_NEW[-1] ^ 1])
+    site.quirk = lambda request, number: response(200, broken) if request.path == IMAGE and not number else None
+    async with site.served() as url:
+        with pytest.raises(RejectedError):
+            await pulled(one, url, current_version="1", refusals=refusals)
+        assert await pulled(one, url, current_version="1", refusals=refusals)  # not yet
+        real = anyio.current_time
+        monkeypatch.setattr("mgota.transports.pull.pulling.anyio.current_time", lambda: real() + REFUSED)
+        assert await pulled(one, url, current_version="1", refusals=refusals) is None
+
+
+async def test_no_room_is_no_refusal_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    site, one, refusals = Site(), board(), Refusals()
+    site.publish(SIGNED_NEW, key=KEY)
+    async with site.served() as url:
+        with monkeypatch.context() as patch:
+
+            async def full(*_: Any) -> Any:
+                await anyio.sleep(0)
+                raise TooLargeError(len(SIGNED_NEW), 100)
+
+            patch.setattr(type(one.flash), "open_writer", full)
+            with pytest.raises(TooLargeError):
+                await pulled(one, url, current_version="1", refusals=refusals)
+        assert await pulled(one, url, current_version="1", refusals=refusals) is None
+
+
+@pytest.mark.parametrize("offered", ["2", "3", "1"])
+async def test_an_activation_that_was_cut_off_is_finished_by_the_next_pull(offered: str) -> None:
+    site, one = Site(), board()
+    site.publish(SIGNED_NEW, key=KEY)
+    seen: list[Decision] = []
+    async with site.served() as url:
+        await first_start(one)
+        real = one.flash.select
+
+        async def dies(slot: Slot) -> None:
+            if slot is Slot.B:
+                raise Restarted
+            await real(slot)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(one.flash, "select", dies)
+            assert await pulled(one, url, current_version="1") is None
+        assert (one.record.state, one.flash.selected) == (State.TESTING, Slot.A)
+        if offered != "2":
+            site.publish(signed(firmware(offered)), version=offered, key=KEY)
+        assert await pulled(one, url, current_version="1", on_decision=seen.append) is None  # the reset
+        assert (one.record.state, one.flash.selected) == (State.TESTING, Slot.B)
+        assert [decision.reason for decision in seen] == [
+            {"2": Reason.NEWER, "3": Reason.TRIAL, "1": Reason.SAME}[offered]
+        ]
+        assert len(site.asked()) == 1
+
+
+async def test_who_is_not_reset_by_finishing_is_told_that_it_is_installed() -> None:
+    site, one = Site(), board()
+    site.publish(SIGNED_NEW, key=KEY)
+    async with site.served() as url:
+        await first_start(one)
+        device = replace(one.device, reset=None)  # whoever runs it resets it later
+        found = await pull(device, f"{url}{METADATA}", current_version="1", web=WEB)
+        assert found.installed
+        again = await pull(device, f"{url}{METADATA}", current_version="1", web=WEB)
+        assert (again.installed, again.decision.update) == (True, True)
+        assert len(site.asked()) == 1
+
+
+async def test_what_somebody_else_staged_meanwhile_is_not_what_the_hook_agreed_to() -> None:
+    site, one, answers = Site(), board(), [False, True, True]
+    site.publish(SIGNED_NEW, key=KEY)
+    other = signed(firmware("9"))
+
+    async def may(_: Any) -> bool:
+        answer = answers.pop(0)
+        if len(answers) == 1:
+            async with OtaSession(one.device, size=len(other)) as session:
+                await session.write(other)
+                await session.activate(await session.seal(), reset=False)
+        return answer
+
+    async with site.served() as url:
+        await first_start(one)
+        assert await pulled(one, url, current_version="1", hooks=Hooks(may_activate=may))
+        assert await pulled(one, url, current_version="1", hooks=Hooks(may_activate=may)) is None
+    assert one.content(Slot.B) == SIGNED_NEW  # what it was asked about, not the other
+    assert answers == []
 
 
 async def test_an_update_waits_for_the_trial_to_end() -> None:

@@ -2,7 +2,7 @@
 
 Rules:
 - when the next poll comes is decided by `mgota.core.polls`;
-- an image that was refused is not fetched again until something else is offered;
+- an image that was refused waits, longer each time, before it is fetched again: the fault may have been on the way;
 - whatever fails is told and logged, and the next poll comes all the same: nothing but a cancellation ends it.
 """
 
@@ -15,7 +15,7 @@ import anyio
 
 from mgota.core.keys import PublicKey
 from mgota.core.offer import Policy
-from mgota.core.polls import check_interval, first_poll, next_poll
+from mgota.core.polls import Refusals, check_interval, first_poll, next_poll
 from mgota.core.weburl import check_source
 from mgota.device import Device
 from mgota.errors import OtaError
@@ -63,20 +63,20 @@ async def poll(
     web, keys = options.get("web") or Web(), options.get("keys")
     signed = bool(keys) if keys is not None else device.verifier is not None
     check_source(url, allow_http=web.allow_http or signed)
-    failures, refused = 0, set[str]()
+    failures, refusals = 0, Refusals()
     wait = first_poll(interval, jitter, _draw())
     while True:
         await anyio.sleep(wait)
-        pulled = await _once(device, url, interval, refused, options)
+        pulled = await _once(device, url, interval, refusals, options)
         failures = 0 if pulled else failures + 1
         wait = next_poll(interval, jitter, _draw(), failures=failures, after=pulled.after if pulled else None)
         log.debug("the next poll comes in %.0f s", wait)
 
 
-async def _once(device: Device, url: str, interval: float, refused: set[str], options: PullOptions) -> Pulled | None:
+async def _once(device: Device, url: str, interval: float, refusals: Refusals, options: PullOptions) -> Pulled | None:
     """One pull; None if it failed."""
     try:
-        return await pull(device, url, interval=interval, refused=refused, **options)
+        return await pull(device, url, interval=interval, refusals=refusals, **options)
     except OtaError as exc:
         log.warning("the poll failed: %s", exc)
     except Exception:

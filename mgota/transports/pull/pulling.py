@@ -3,6 +3,7 @@
 Rules:
 - what is decided is decided by `mgota.core.offer`, what is verified by the session that reads flash;
 - nothing of the device is touched before an image was found that it wants, and its server began to answer with it;
+- an activation that was cut off before its reset is finished first: it would lock out every other update;
 - an image is resumed after a restart only if something decides about it in the end: a digest or a key. If what was put
   together so does not pass, it is fetched once more from its first byte, and only then refused;
 - the callback hears the seed's words: "Same version", "Pulling firmware", "OTA fail" and then why.
@@ -10,7 +11,7 @@ Rules:
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,12 +23,13 @@ from mgota.core.download import Tries, judge_metadata
 from mgota.core.keys import PublicKey
 from mgota.core.manifest import Manifest
 from mgota.core.note import identity_of
-from mgota.core.offer import NEWER, Decision, Policy, Reason, Standing, decide
-from mgota.core.record import BootRecord, Outcome, SlotImage, State
+from mgota.core.offer import NEWER, Decision, Policy, Reason, Standing, decide, is_offered
+from mgota.core.polls import Refusals
+from mgota.core.record import BootRecord, Outcome, State
 from mgota.core.signed_manifest import ManifestVerifier
 from mgota.core.weburl import check_source, resolved, with_query
 from mgota.device import Device
-from mgota.errors import OtaError, RejectedError, StalledError, VerifyError
+from mgota.errors import OtaError, RejectedError, StalledError, TooLargeError, VerifyError
 from mgota.ports import Note
 from mgota.resume import Marks, Resume
 from mgota.session import OtaSession, check_size
@@ -35,6 +37,7 @@ from mgota.transports.pull.attempts import heed, persevere
 from mgota.transports.pull.client import MAX_METADATA, Client, Web, read_some
 from mgota.transports.pull.hooks import Gate, Hooks, OnStatus, Postpone, tell
 from mgota.transports.pull.transfer import Transfer
+from mgota.trial import finish_activation
 from mgota.verified import VerifiedImage
 
 log = logging.getLogger("mgota.pull")
@@ -143,7 +146,8 @@ async def pull(
     mongoose_query: bool = False,
     device_id: str | None = None,
     interval: float = 0.0,
-    refused: set[str] | None = None,
+    refusals: Refusals | None = None,
+    on_decision: Callable[[Decision], None] | None = None,
 ) -> Pulled:
     """Ask what there is, and install it if it is wanted.
 
@@ -161,16 +165,16 @@ async def pull(
         note: where progress is marked, so that a download goes on after a restart.
         web: how servers are reached.
         mongoose_query: tell the server what runs here, as Mongoose 7.22 does.
-        device_id: the name in that query.
-        interval: seconds between polls, in that query.
-        refused: images of earlier pulls that were refused: those are not fetched again, and another one is added.
+        device_id: the name in that query; `interval` is in it, too: seconds between polls.
+        refusals: refused images of earlier pulls, which wait before they are fetched again.
+        on_decision: told what was decided, before anything is done.
 
     Returns:
         What was decided, and whether the image was installed. On a device with a reset line it does not return then.
 
     Raises:
         TransferError: the manifest or the image could not be had.
-        RejectedError: the manifest or the image is refused; asking for the same again is useless.
+        RejectedError: the manifest or the image is refused.
         BusyError: another update, or a trial.
         FlashError: the image could not be stored.
         ConfigError: a URL may not be asked.
@@ -185,7 +189,8 @@ async def pull(
         on_status=on_status,
         note=note,
         until=_deadline(web),
-        refused=refused if refused is not None else set(),
+        refusals=refusals or Refusals(),
+        on_decision=on_decision,
         query={"id": device_id or "", "interval": f"{interval:.0f}"} if mongoose_query else None,
     )
     try:
@@ -251,7 +256,8 @@ class _Pull:
     on_status: OnStatus | None
     note: Note | None
     until: float | None
-    refused: set[str]
+    refusals: Refusals
+    on_decision: Callable[[Decision], None] | None
     query: dict[str, str] | None = field(default=None)
 
     @property
@@ -266,10 +272,15 @@ class _Pull:
         async with Client(self.web, self.url) as client:
             manifest = await self._manifest(client, record, standing.current)
             decision = decide(manifest, standing, policy, now=time.time(), force=force)
+            if self.on_decision:
+                self.on_decision(decision)
+            finished = await finish_activation(self.device)
             decision.check()
             if not decision.update:
                 await tell(self.on_status, "Same version" if decision.reason is Reason.SAME else decision.text)
                 return Pulled(decision=decision)
+            if finished:
+                return Pulled(decision=decision, installed=True)
             return await self._staged(record, decision) or await self._install(client, decision)
 
     async def _manifest(self, client: Client, record: BootRecord, current: str | None) -> Manifest:
@@ -285,7 +296,7 @@ class _Pull:
     async def _staged(self, record: BootRecord, decision: Decision) -> Pulled | None:
         """Activate the image that an earlier pull left staged, if it is this one."""
         image = record.image(record.staged) if record.staged else None
-        if image is None or not _is_same(image, decision.manifest):
+        if image is None or not is_offered(image, decision.manifest):
             return None
         if answer := await self.hooks.ask(Gate.ACTIVATE, decision):  # before all of it is read
             return _put_off(decision, answer)
@@ -294,8 +305,8 @@ class _Pull:
         except OtaError as exc:
             log.warning("the staged image is worth nothing: %s", exc)
             return None
-        if verified is None:
-            return None
+        if verified is None or not is_offered(verified.image, decision.manifest):
+            return None  # while the hook was asked, somebody staged another one: it is not what the answer was about
         await self.device.activate(verified)
         return Pulled(decision=decision, installed=True)
 
@@ -304,16 +315,18 @@ class _Pull:
         url = resolved(self.url, manifest.url)
         check_source(url, allow_http=self._allow_http)
         name = identity_of(url, manifest.size, manifest.sha256)
-        if name in self.refused:
-            await tell(self.on_status, f"version {manifest.version} was refused, and is still what is offered")
+        if self.refusals.holds(name, anyio.current_time()):
+            await tell(self.on_status, f"version {manifest.version} was refused, and is tried again later")
             return Pulled(decision=decision)
         for gate in (Gate.DOWNLOAD, Gate.INSTALL):
             if answer := await self.hooks.ask(gate, decision):
                 return Pulled(decision=decision, postponed=gate, after=answer.seconds)
         try:
             return await self._fetch(client, url, decision)
+        except TooLargeError:
+            raise  # no fault of the image: room may come
         except RejectedError:
-            self.refused.add(name)
+            self.refusals.note(name, anyio.current_time())
             raise
 
     async def _fetch(self, client: Client, url: str, decision: Decision) -> Pulled:
@@ -368,14 +381,6 @@ class _Pull:
 
 def _put_off(decision: Decision, answer: Postpone) -> Pulled:
     return Pulled(decision=decision, staged=True, postponed=Gate.ACTIVATE, after=answer.seconds)
-
-
-def _is_same(image: SlotImage, manifest: Manifest) -> bool:
-    if image.image_size != manifest.size:
-        return False
-    if manifest.sha256 is not None:
-        return image.digest == manifest.sha256
-    return image.version == manifest.version
 
 
 def _boot(record: BootRecord) -> str:
