@@ -165,7 +165,8 @@ async def pull(
         note: where progress is marked, so that a download goes on after a restart.
         web: how servers are reached.
         mongoose_query: tell the server what runs here, as Mongoose 7.22 does.
-        device_id: the name in that query; `interval` is in it, too: seconds between polls.
+        device_id: the name in that query.
+        interval: seconds between polls, in that query.
         refusals: refused images of earlier pulls, which wait before they are fetched again.
         on_decision: told what was decided, before anything is done.
 
@@ -174,12 +175,11 @@ async def pull(
 
     Raises:
         TransferError: the manifest or the image could not be had.
-        RejectedError: the manifest or the image is refused.
-        BusyError: another update, or a trial.
+        RejectedError: the manifest or the image is refused. BusyError: another update, or a trial.
         FlashError: the image could not be stored.
         ConfigError: a URL may not be asked.
     """
-    web = web or Web()
+    web, refusals = web or Web(), refusals or Refusals()
     job = _Pull(
         device=device,
         url=url,
@@ -189,7 +189,7 @@ async def pull(
         on_status=on_status,
         note=note,
         until=_deadline(web),
-        refusals=refusals or Refusals(),
+        refusals=refusals,
         on_decision=on_decision,
         query={"id": device_id or "", "interval": f"{interval:.0f}"} if mongoose_query else None,
     )
