@@ -9,7 +9,8 @@ Rules:
 - a refusal ends a talk there, and the ROM waits for the next command.
 
 Only the ROM is spoken to: no program is loaded into the chip's RAM (esptool calls that `--no-stub`).
-Source: esptool's documentation, "Serial Protocol".
+Written from what is commonly known of Espressif's "Serial Protocol"; `esptool --no-stub` proves what it uses of it
+on an ESP32.
 """
 
 import binascii
@@ -63,7 +64,7 @@ CALLS: Final = 8
 """How often a ROM is called: the first call may end a command that broke off."""
 
 SECTOR_TIME: Final = 1.0
-"""Seconds for the erase of a sector of 4 KiB at worst; esptool allows 30 s for a MiB."""
+"""Seconds for the erase of a sector of 4 KiB: an estimate, several times what is typical of serial flash."""
 
 MD5_TIME: Final = 8.0
 """Seconds that the ROM has for the MD5 of one MiB."""
