@@ -12,8 +12,8 @@ Rules:
 - one command at a time.
 
 `read` asks for 64 bytes at once (READ_FLASH_SLOW): 4 MiB at 115,200 baud take ten minutes by the bytes alone. `digest`
-has the chip sum up what it holds (SPI_FLASH_MD5), which costs next to nothing on the wire. No command but that of programming
-has a check of its own: who needs to be sure that a noisy wire garbled nothing compares the digest.
+has the chip sum up what it holds (SPI_FLASH_MD5), which costs next to nothing on the wire. No command but that of
+programming has a check of its own: who needs to be sure that a noisy wire garbled nothing compares the digest.
 """
 
 from collections.abc import Awaitable, Callable
