@@ -316,9 +316,8 @@
 
   // --- Keeping and returning --------------------------------------------------------------------------------------
 
-  /** Ask the device for something and watch until it shows. */
-  async function act(what, done) {
-    const { link, status } = state;
+  /** Ask the device for something, about the image of the status that the person saw, and watch until it shows. */
+  async function act(what, { link, status }, done) {
     await link.act(what, status.image?.sha256);
     const until = seconds() + EFFECT;
     while (seconds() < until) {
@@ -332,23 +331,25 @@
   const slow = "The device accepted, and does not show it yet.";
 
   async function keep() {
-    const version = mgota.version(state.status.image);
+    const seen = { link: state.link, status: state.status };
+    const version = mgota.version(seen.status.image);
     const text = `The device runs ${version} from now on. It does not go back by itself any more.`;
     if (!(await confirmed(`Keep ${version}?`, text, "Keep it"))) return;
     await work(async () => {
-      if (await act("commit", (_, now) => settled(now))) success(`${mgota.version(state.status.image)} is kept.`);
+      if (await act("commit", seen, (_, now) => settled(now))) success(`${mgota.version(state.status.image)} is kept.`);
       else trouble(slow);
       $("device-title").focus();
     });
   }
 
   async function goBack() {
-    const version = mgota.version(state.status.image);
+    const seen = { link: state.link, status: state.status };
+    const version = mgota.version(seen.status.image);
     const text = `The device restarts, and runs the version before ${version} again.`;
     if (!(await confirmed(`Roll back ${version}?`, text, "Roll back"))) return;
     await work(async () => {
       const other = (before, now) => settled(now) && (now.active_slot !== before.active_slot || now.image?.sha256 !== before.image?.sha256);
-      if (await act("rollback", other)) success(`Rolled back. ${mgota.version(state.status.image)} runs.`);
+      if (await act("rollback", seen, other)) success(`Rolled back. ${mgota.version(state.status.image)} runs.`);
       else trouble(slow);
       $("device-title").focus();
     });

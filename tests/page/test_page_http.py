@@ -103,6 +103,22 @@ def test_a_trial_is_ended_by_the_person_or_by_its_window(tab: Tab, shop: Shop, p
         assert status(device)["image"]["version"] == "1.0.0"
 
 
+def test_a_person_s_yes_counts_for_the_image_that_the_dialog_named(tab: Tab, shop: Shop, place: list[object]) -> None:
+    with Serving(*place) as device:
+        tab.page.goto(device.url)
+        tab.install(shop.image("2.0.0"))
+        tab.press("Keep this version…")
+        tab.confirm("Keep it")
+        tab.shows("good", "2.0.0 is kept")
+        tab.press("Return to the previous version…")
+        tab.shows("confirm", "Roll back 2.0.0?")
+        assert run("rollback", device.url).code == 0  # somebody else is faster
+        expect(tab.page.locator("#version")).to_have_text("1.0.0", timeout=15_000)
+        tab.confirm("Roll back")
+        tab.shows("alert", "")
+        assert status(device)["image"]["version"] == "1.0.0"
+
+
 def test_what_nobody_signed_is_refused_in_words(tab: Tab, shop: Shop, place: list[object]) -> None:
     unsigned = shop.directory / "unsigned.bin"
     unsigned.write_bytes(shop.image("2.0.0").read_bytes()[:-64])
