@@ -39,6 +39,10 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 _STRONG = re.compile(r'"[!#-~\x80-\xff]*"')  # section 8.8.3
 
 
+class FinalError(TransferError):
+    """This answer would only come again: within one pull, nothing that is tried again would help."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The head of a response.

@@ -85,7 +85,7 @@ def resolved(base: str, reference: str) -> str:
 
 
 def redirected(url: str, location: str | None, *, allowed: frozenset[Origin] = frozenset()) -> str:
-    """Where a redirection leads, if that is a place to go to.
+    """Where a redirection leads, if that is a place to go to. A name and a password stay with their origin.
 
     Args:
         url: that was asked.
@@ -104,7 +104,16 @@ def redirected(url: str, location: str | None, *, allowed: frozenset[Origin] = f
         raise ConfigError(f"the server redirects from https to http: {shown(target)}")
     if there != here and there not in allowed:
         raise ConfigError(f"the server redirects to another origin, which is not allowed: {shown(target)}")
-    return target
+    return _with_user(target, url) if there == here else target
+
+
+def _with_user(target: str, url: str) -> str:
+    """A URL of the same origin, with the name and password that this origin was asked with before."""
+    asked, parts = urlsplit(url), urlsplit(target)
+    if asked.username is None or parts.username is not None:
+        return target
+    user = asked.netloc.rpartition("@")[0]
+    return parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}").geturl()
 
 
 def with_query(url: str, parameters: dict[str, str]) -> str:

@@ -76,6 +76,19 @@ def test_redirections_stay_where_they_may() -> None:
         redirected(HERE, "http://plain.example/", allowed=allowed)  # not even there
 
 
+@pytest.mark.parametrize(
+    ("location", "found"),
+    [
+        ("https://a/y", "https://joe:p%40ss@a/y"),
+        ("/y", "https://joe:p%40ss@a/y"),
+        ("https://ann@a/y", "https://ann@a/y"),
+        ("https://b/y", "https://b/y"),
+    ],
+)
+def test_a_name_and_a_password_stay_with_their_origin(location: str, found: str) -> None:
+    assert redirected("https://joe:p%40ss@a/x", location, allowed=frozenset({origin("https://b")})) == found
+
+
 def test_parameters_are_added() -> None:
     assert with_query("http://a/x", {"id": "a b", "v": "1&2"}) == "http://a/x?id=a+b&v=1%262"
     assert with_query("http://a/x?y=1#z", {"id": "1"}) == "http://a/x?y=1&id=1"

@@ -1,16 +1,18 @@
 """Requests: redirections, TLS, proxies, and what goes wrong with them."""
 
 import logging
+import os
 import socket
 import ssl
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 import pytest
 from site_server import Request, Site, response
 
@@ -152,6 +154,34 @@ async def test_a_client_may_have_to_show_a_certificate(pki: Path) -> None:
             await fetch(f"{url}/a", Web(ssl_context=trust))
         trust.load_cert_chain(pki / "client.pem")
         assert (await fetch(f"{url}/a", Web(ssl_context=trust)))[1] == TEXT
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_missing_certificate_of_the_client_is_a_fault_of_the_configuration(
+    pki: Path, version: ssl.TLSVersion
+) -> None:
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.maximum_version = version
+    server.load_cert_chain(pki / "server.pem")
+    server.load_verify_locations(pki / "ca.pem")
+    server.verify_mode = ssl.CERT_REQUIRED
+    trust = ssl.create_default_context(cafile=pki / "ca.pem")
+
+    def serve(listener: socket.socket) -> None:
+        """A handshake that fails with an alert, which anyio's listener would not send."""
+        conn, _ = listener.accept()
+        with server.wrap_socket(conn, server_side=True, do_handshake_on_connect=False) as tls:
+            with suppress(ssl.SSLError):
+                tls.do_handshake()
+            with suppress(OSError):
+                while os.read(tls.fileno(), 4096):  # what is left unread would become a reset
+                    pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, serve, listener)
+            with pytest.raises(ConfigError, match="certificate of this client"):
+                await fetch(f"https://127.0.0.1:{listener.getsockname()[1]}/a", Web(ssl_context=trust))
 
 
 async def test_http_and_https_in_one_pull(pki: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import anyio
 
-from mgota.core.download import Course, Tries, Verdict
+from mgota.core.download import Course, FinalError, Tries, Verdict
 from mgota.errors import OtaError, TransferError
 
 log = logging.getLogger("mgota.pull")
@@ -29,18 +29,6 @@ class LaterError(Exception):
         self.after = after
 
 
-class FinalError(Exception):
-    """Nothing that is tried again would help.
-
-    Args:
-        error: why.
-    """
-
-    def __init__(self, error: OtaError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
 def heed(verdict: Verdict) -> bool:
     """Whether to take what follows; False to ask again at once, for all of it.
 
@@ -58,7 +46,7 @@ def heed(verdict: Verdict) -> bool:
         case Course.RETRY:
             raise LaterError(error, verdict.after)
         case Course.GIVE_UP:  # pragma: no branch  there is no other
-            raise FinalError(error)
+            raise FinalError(str(error))
 
 
 async def persevere(tries: Tries, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -69,15 +57,14 @@ async def persevere(tries: Tries, attempt: Callable[[], Awaitable[T]]) -> T:
         attempt: one try.
 
     Raises:
-        TransferError: it was tried often enough.
-        OtaError: what no further try would change.
+        TransferError: it was tried often enough; or a `FinalError`, what no further try would change.
     """
     while True:
         after = None
         try:
             return await attempt()
-        except FinalError as exc:
-            raise exc.error from exc
+        except FinalError:
+            raise
         except LaterError as exc:
             error, after = exc.error, exc.after
         except TransferError as exc:

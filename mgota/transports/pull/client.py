@@ -3,10 +3,11 @@
 Rules:
 - redirections are followed by our own rules (`mgota.core.weburl`), never by the library's;
 - whatever httpx and the sockets under it raise comes out as a `TransferError`, or as a `ConfigError` where only a
-  person can help: a certificate that is not trusted, a proxy that is none;
+  person can help: a certificate that is not trusted, here or there, a proxy that is none;
 - a body is never decoded and never held: who iterates gets what came, and may stop at any byte.
 """
 
+import re
 import ssl
 import sys
 from collections.abc import AsyncGenerator, Generator, Iterable
@@ -17,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import anyio
 
-from mgota.core.download import Answer, Patience
+from mgota.core.download import Answer, FinalError, Patience
 from mgota.core.http import one_line
 from mgota.core.pace import Limits
 from mgota.core.weburl import MAX_REDIRECTS, REDIRECTS, Origin, origin, redirected, shown
@@ -45,6 +46,9 @@ MAX_METADATA: Final = 64 * 1024
 """Bytes of the largest manifest that is read."""
 
 AGENT: Final = "mgota"
+
+_REFUSED: Final = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|HANDSHAKE_FAILURE)")
+"""What OpenSSL calls the alerts of a server that wants a client certificate, or another one (RFC 8446 section 6.2)."""
 
 READ: Final = 256 * 1024
 """Bytes that a connection gives at once, if they are there: what asyncio reads in one go."""
@@ -98,10 +102,12 @@ class Incoming:
 
     Args:
         response: of httpx.
+        url: that was asked in the end: what a relative one in the body is relative to (RFC 3986 section 5.1.3).
     """
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx.Response, url: str) -> None:
         self._response = response
+        self.url = url
         fields = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in response.headers.raw)
         self.answer = Answer(response.status_code, tuple(fields))
 
@@ -168,8 +174,14 @@ class Client:
                 if incoming.answer.status not in REDIRECTS:
                     yield incoming
                     return
-                url = redirected(url, incoming.answer.value("location"), allowed=self._web.origins)
-        raise TransferError(f"the server redirects more than {MAX_REDIRECTS} times")
+                url = self._further(url, incoming.answer)
+        raise FinalError(f"the server redirects more than {MAX_REDIRECTS} times")
+
+    def _further(self, url: str, answer: Answer) -> str:
+        try:
+            return redirected(url, answer.value("location"), allowed=self._web.origins)
+        except TransferError as exc:
+            raise FinalError(str(exc)) from exc
 
     @asynccontextmanager
     async def _asked(self, url: str, fields: list[tuple[str, str]]) -> AsyncGenerator[Incoming]:
@@ -183,7 +195,7 @@ class Client:
             response = await client.send(request, stream=True, auth=user)
         _read_more(response)
         try:
-            yield Incoming(response)
+            yield Incoming(response, url)
         finally:
             with anyio.CancelScope(shield=True), _quiet():
                 await response.aclose()
@@ -241,6 +253,8 @@ def _told(exc: Exception, url: str) -> OtaError:
     match cause:
         case ssl.SSLCertVerificationError():
             return ConfigError(f"{where}: its certificate is not trusted ({cause.verify_message})")
+        case ssl.SSLError() if _REFUSED.search(cause.reason or ""):
+            return ConfigError(f"{where}: the server refuses, or misses, a certificate of this client ({cause.reason})")
         case httpx.TimeoutException():
             return StalledError(f"{where}: nothing came for too long")
         case httpx.UnsupportedProtocol() | httpx.InvalidURL() | UnicodeError():
@@ -279,5 +293,5 @@ async def read_some(incoming: Incoming, limit: int) -> bytes:
         async for some in body:
             data += some
             if len(data) > limit:
-                raise TransferError(f"the metadata has more than {limit} bytes")
+                raise FinalError(f"the metadata has more than {limit} bytes")
     return bytes(data)

@@ -110,7 +110,7 @@ async def check(
     if device is not None:
         standing = await _standing(device, current_version)
     async with _within(web, _deadline(web)), Client(web, url) as client:
-        found = await metadata(client, url, web)
+        found, _ = await metadata(client, url, web)
     manifest = rules.open(found, standing.record.chain if standing.record else None).manifest
     return decide(manifest, standing, policy, now=time.time(), force=force)
 
@@ -219,8 +219,8 @@ async def _within(web: Web, until: float | None) -> AsyncGenerator[None]:
         raise StalledError(f"not complete after {web.deadline:g} s")
 
 
-async def metadata(client: Client, url: str, web: Web) -> bytes:
-    """The bytes of a manifest.
+async def metadata(client: Client, url: str, web: Web) -> tuple[bytes, str]:
+    """The bytes of a manifest, and the URL that they came from in the end.
 
     Args:
         client: connections.
@@ -231,15 +231,15 @@ async def metadata(client: Client, url: str, web: Web) -> bytes:
         TransferError: it could not be had, however often it was tried.
     """
 
-    async def attempt() -> bytes:
-        found = b""
+    async def attempt() -> tuple[bytes, str]:
+        found, base = b"", url
         with anyio.move_on_after(web.metadata) as scope:
             async with client.get(url, [("Accept-Encoding", "identity"), ("Cache-Control", "no-cache")]) as incoming:
                 heed(judge_metadata(incoming.answer, limit=MAX_METADATA, now=time.time()))
-                found = await read_some(incoming, MAX_METADATA)
+                found, base = await read_some(incoming, MAX_METADATA), incoming.url
         if scope.cancelled_caught:
             raise StalledError(f"the manifest was not there after {web.metadata:g} s")
-        return found
+        return found, base
 
     return await persevere(Tries(web.patience), attempt)
 
@@ -270,7 +270,7 @@ class _Pull:
         standing = await _standing(self.device, current)
         record = standing.record or BootRecord()
         async with Client(self.web, self.url) as client:
-            manifest = await self._manifest(client, record, standing.current)
+            manifest, base = await self._manifest(client, record, standing.current)
             decision = decide(manifest, standing, policy, now=time.time(), force=force)
             if self.on_decision:
                 self.on_decision(decision)
@@ -281,17 +281,17 @@ class _Pull:
                 return Pulled(decision=decision)
             if finished:
                 return Pulled(decision=decision, installed=True)
-            return await self._staged(record, decision) or await self._install(client, decision)
+            return await self._staged(record, decision) or await self._install(client, base, decision)
 
-    async def _manifest(self, client: Client, record: BootRecord, current: str | None) -> Manifest:
+    async def _manifest(self, client: Client, record: BootRecord, current: str | None) -> tuple[Manifest, str]:
         url = self.url
         if self.query is not None:
             url = with_query(url, {"arch": str(UNIX), "version": current or "", **self.query, "boot": _boot(record)})
         async with _within(self.web, self.until):
-            data = await metadata(client, url, self.web)
+            data, base = await metadata(client, url, self.web)
         opened = self.rules.open(data, record.chain)
         await self.device.remember(opened.chain)
-        return opened.manifest
+        return opened.manifest, base
 
     async def _staged(self, record: BootRecord, decision: Decision) -> Pulled | None:
         """Activate the image that an earlier pull left staged, if it is this one."""
@@ -310,9 +310,9 @@ class _Pull:
         await self.device.activate(verified)
         return Pulled(decision=decision, installed=True)
 
-    async def _install(self, client: Client, decision: Decision) -> Pulled:
+    async def _install(self, client: Client, base: str, decision: Decision) -> Pulled:
         manifest = decision.manifest
-        url = resolved(self.url, manifest.url)
+        url = resolved(base, manifest.url)
         check_source(url, allow_http=self._allow_http)
         name = identity_of(url, manifest.size, manifest.sha256)
         if self.refusals.holds(name, anyio.current_time()):

@@ -16,12 +16,12 @@ from typing import Final, Protocol, Self
 
 import anyio
 
-from mgota.core.download import Download, Verdict
+from mgota.core.download import Download, FinalError, Verdict
 from mgota.core.note import step_between_marks
 from mgota.core.pace import Pace
 from mgota.errors import StalledError, TransferError, TruncatedError
 from mgota.ports import ReadableBuffer
-from mgota.transports.pull.attempts import FinalError, heed, persevere
+from mgota.transports.pull.attempts import heed, persevere
 from mgota.transports.pull.client import Client, Incoming, Web
 
 TICK: Final = 1.0
@@ -232,7 +232,7 @@ class _Image:
         try:
             self._download.took(count)
         except TransferError as exc:
-            raise FinalError(exc) from exc
+            raise FinalError(str(exc)) from exc
 
     async def _store(self) -> None:
         if self._filled:
