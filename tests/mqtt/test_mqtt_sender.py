@@ -1,5 +1,6 @@
 """The sender over a real broker, against a small device that does as a test pleases."""
 
+import asyncio
 import io
 import os
 import ssl
@@ -417,3 +418,14 @@ async def test_an_answer_to_the_end_that_may_be_lost_is_no_success(mosquitto: Mo
     async with device(url, hook=hook):
         with pytest.raises(errors.TransferError, match="see which version the device runs"):
             await send(SMALL, url, stop_and_wait=True)
+
+
+async def test_a_watch_that_was_asked_for_before_the_socket_closed_is_none(url: str) -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    async with connected(Broker.from_url(url), lambda _: None) as link:
+        inner: Any = link._client._client
+        inner.on_socket_register_write(inner, None, inner.socket())
+        inner._sock_close()
+        await anyio.sleep(0.05)
+    assert not complaints

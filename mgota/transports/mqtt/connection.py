@@ -226,7 +226,26 @@ def _client(broker: Broker, take: Take, will: Will | None, identifier: str) -> "
         logger=_quiet,
         **_spoken(broker.version),
     )
+    _watch_what_is_open(client)
     return cast("aiomqtt.Client", client)
+
+
+def _watch_what_is_open(client: Any) -> None:
+    """Look at a socket again when its watch begins: aiomqtt's begins a turn later, and on whatever has its number."""
+    inner, loop = client._client, client._loop  # noqa: SLF001
+
+    def begin(sock: Any) -> None:
+        if inner.socket() is sock and sock.fileno() >= 0:
+            loop.add_writer(sock.fileno(), write)
+
+    def write() -> None:
+        try:
+            inner.loop_write()
+        except Exception as exc:  # noqa: BLE001  as aiomqtt: whatever it is, the connection broke
+            if not client._disconnected.done():  # noqa: SLF001
+                client._disconnected.set_exception(exc)  # noqa: SLF001
+
+    inner.on_socket_register_write = lambda _client, _userdata, sock: loop.call_soon_threadsafe(begin, sock)
 
 
 def _spoken(version: Version) -> dict[str, Any]:
