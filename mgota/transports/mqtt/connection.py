@@ -245,7 +245,10 @@ def _watch_what_is_open(client: Any) -> None:
             if not client._disconnected.done():  # noqa: SLF001
                 client._disconnected.set_exception(exc)  # noqa: SLF001
 
-    inner.on_socket_register_write = lambda _client, _userdata, sock: loop.call_soon_threadsafe(begin, sock)
+    def asked_for(_client: Any, _userdata: Any, sock: Any) -> None:
+        loop.call_soon_threadsafe(begin, sock)
+
+    inner.on_socket_register_write = asked_for
 
 
 def _spoken(version: Version) -> dict[str, Any]:
