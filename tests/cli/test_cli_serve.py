@@ -194,6 +194,8 @@ def test_a_flash_file_that_is_none_is_one_line(mgota: Terminal, tmp_path: Path) 
 def test_peak_memory_stays_below_40_mib(shop: Shop, tmp_path: Path) -> None:
     image = shop.image("2.0.0", 16 << 20)
     env = {key: value for key, value in os.environ.items() if not key.startswith("COV")}  # that would weigh, too
+    with Serving("--slots", tmp_path / "warm", env=env) as device:  # compiles what nobody has imported yet
+        device.status()
     with Serving("--slots", tmp_path / "d", "--key", shop.public, env=env) as device:
         assert run("push", image, device.url).code == 0
         device.until(lambda now: now["trial"] is not None)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 import time
 from pathlib import Path
 
@@ -149,14 +148,14 @@ async def test_without_a_launcher_the_selected_slot_counts(tmp_path: Path) -> No
         b"\xff",
     ],
 )
-def test_what_is_half_written_is_looked_at_again(tmp_path: Path, content: bytes) -> None:
+def test_what_is_half_written_is_looked_at_again(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with FileLock(tmp_path / "launcher").hold():
         (tmp_path / "launcher").write_bytes(content)
         assert launcher_info(tmp_path) is None
-        timer = threading.Timer(0.01, lambda: (tmp_path / "launcher").write_bytes(INFO.encode()))
-        timer.start()
+        monkeypatch.setattr(time, "sleep", lambda _: (tmp_path / "launcher").write_bytes(INFO.encode()))
         assert launcher_info(tmp_path) == INFO
-        timer.join()
 
 
 def test_what_a_killed_launcher_left_does_not_count_while_another_looks(tmp_path: Path) -> None:
