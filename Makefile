@@ -50,7 +50,7 @@ test-sbc: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m sbc tests/sbc
 
 proof: setup
-	$(BIN)/python tools/proof.py --runs 40000 --least 200000 --seconds 360 --jobs $(JOBS)
+	$(BIN)/python tools/proof.py --runs 40000 --least 200000 --seconds 900 --jobs $(JOBS)
 
 soak: setup
 	$(BIN)/python tools/proof.py --only random --runs 1000000 --least 1000000 --jobs $(JOBS)
