@@ -120,7 +120,7 @@ class RecordLog:
         self._sectors = sectors
         self._kind = kind
         self._blank = geometry.blank(max(sector.length for sector in sectors))
-        self._garbage = bytes(byte ^ 0xFF for byte in self._blank)
+        self._garbage = bytes(byte ^ 0xFF for byte in geometry.blank(geometry.program_unit))  # one unit
         self._order = list(range(SECTORS))  # newest first
         self._epoch = 0
         self._position = 0  # where the next record goes, in the newest sector
@@ -192,8 +192,7 @@ class RecordLog:
         return self._content(units)
 
     def _content(self, units: dict[int, bytes | None]) -> "_Content":
-        garbage = self._garbage[: self._geometry.program_unit]
-        data = b"".join(found or garbage for found in units.values())
+        data = b"".join(found or self._garbage for found in units.values())
         return _Content(data, min((at for at, found in units.items() if not found), default=len(data)))
 
     def _check_readable(self, contents: list["_Content"], newest: int) -> None:
