@@ -28,10 +28,12 @@ from mgota.core.receive import (
     Operation,
     Patience,
     Read,
+    Recall,
     Receiving,
     Seal,
     Write,
 )
+from mgota.core.record import trial_of
 from mgota.core.rpc import Abort, Chunk
 from mgota.device import Device
 from mgota.errors import FlashError, OtaError, TransferError, TrialRunningError
@@ -178,11 +180,19 @@ class Receiver:
                 await update.write(data)
             case Read(offset, size) if update:
                 return await update.read(offset, size)
+            case Recall(total, offset, size):
+                return await self._recall(total, offset, size)
             case Seal() if update:
                 self._image = await update.seal()
             case _:  # pragma: no cover  the rules ask for nothing without an update
                 raise RuntimeError(f"there is no update to {operation}")
         return None
+
+    async def _recall(self, total: int, offset: int, size: int) -> bytes | None:
+        """Bytes of the image on trial, if it has that many in all."""
+        record, _ = await self.device.load()
+        slot = trial_of(record, total) if record else None
+        return None if slot is None else await self.device.flash.read(slot, offset, size)
 
     async def _activate(self, job: Job, item: _Item) -> None:
         """Put the image on trial; what comes behind the record is done when the sender was told."""

@@ -78,6 +78,26 @@ async def test_it_resets_when_the_sender_was_told() -> None:
     assert fake.staged == IMAGE
 
 
+async def test_after_the_reset_a_late_end_is_answered_as_it_was_before() -> None:
+    fake = FakeDevice()
+    async with running(fake) as sender:
+        end = await sender.whole()
+        await fake.reset.happened.wait()
+    fake.flash.running = fake.flash.selected
+    for state in (State.TESTING, State.FAILED):
+        assert fake.state.record
+        fake.state.record = fake.state.record.next(state=state)
+        async with running(fake) as sender:
+            assert await sender.send(len(IMAGE), b"") == end
+            assert await sender.send(len(IMAGE) - 5, IMAGE[-5:]) == end
+            assert (await sender.send(len(IMAGE) - 5, b"other")).error
+            assert (await sender.send(len(IMAGE) + 1, b"", len(IMAGE) + 1)).error
+    fake.boot()
+    async with running(fake) as sender:
+        assert (await sender.send(len(IMAGE), b"")).error
+    assert fake.reset.count == 1
+
+
 @pytest.mark.parametrize("fault", [TransferError("the broker is gone"), RuntimeError("a bug")])
 async def test_it_resets_all_the_same_when_the_sender_cannot_be_told(fault: Exception) -> None:
     fake = FakeDevice()

@@ -13,7 +13,9 @@ Rules:
 - without a session, offset 0 begins again, but for an exact repeat of the first piece right after it; and a complete
   image is activated by silence too, and by junk behind its end, which is answered with an error: Mongoose's dashboard
   never sends the empty piece, and sends junk for as long as it is answered ok;
-- what the sender was told is the same when it asks again.
+- what the sender was told is the same when it asks again, after the reset that it led to, too: the end, and the last
+  piece if it is the image's, are answered ok while an image of that size is on trial. Who names a session asks for the
+  status instead, and compares digests.
 """
 
 from collections import deque
@@ -65,6 +67,21 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """Give back bytes of the image that the boot record has on trial; nothing at all if that has another size.
+
+    Args:
+        total: bytes that it has to have.
+        offset: of the bytes.
+        size: how many; 0 just asks whether there is one.
+    """
+
+    total: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Seal:
     """Read everything back and verify it."""
 
@@ -81,7 +98,7 @@ class GiveUp:
     why: OtaError
 
 
-Operation = Begin | Write | Read | Seal | Activate | GiveUp
+Operation = Begin | Write | Read | Recall | Seal | Activate | GiveUp
 Job = Generator[Operation, bytes | None, "Answer"]
 
 
@@ -191,11 +208,24 @@ class Receiving:
             return self._repeat(chunk)
         if self._over and chunk.session == self._over[0] and (chunk.session or not _begins(chunk)):
             return _refused(self._over[1], final=True)
+        if (yield from self._ended_before(chunk)):
+            return Answer(next=chunk.total, sealed=True, activated=True)
         if not chunk.data:
             return _refused(TruncatedError(0, chunk.total), following=0)
         if chunk.offset:
             return _refused(WrongOffsetError(0, chunk.offset), following=0)
         return (yield from self._begin(chunk))
+
+    def _ended_before(self, chunk: Chunk) -> Generator[Operation, bytes | None, bool]:
+        """Whether this is the end of an image, or its last piece, that went on trial before the device started."""
+        if chunk.session is not None or _begins(chunk) or not chunk.total:
+            return False
+        if chunk.data and chunk.offset + len(chunk.data) != chunk.total:
+            return False
+        try:
+            return (yield Recall(chunk.total, chunk.offset, len(chunk.data))) == chunk.data
+        except OtaError:
+            return False
 
     def _given_up(self, abort: Abort) -> Job:
         if not self.under_way or abort.session != self.session:
@@ -295,10 +325,15 @@ class Receiving:
         return _refused(WrongOffsetError(self.written, chunk.offset), following=self.written)
 
     def _repeat(self, chunk: Chunk) -> Answer:
-        """Something of an upload that was activated already: its end gets the same answer."""
-        if not chunk.data:
+        """Something of an upload that was activated already: its end, and its last piece, get the same answer."""
+        if not chunk.data or self._remembers(chunk):
             return self._standing()
         return _refused(_complete(), following=self.total)
+
+    def _remembers(self, chunk: Chunk) -> bool:
+        """Whether this is the end of what was stored last."""
+        tail = b"".join(self._tail)
+        return chunk.offset + len(chunk.data) == self.total == chunk.total and tail.endswith(chunk.data)
 
     def _repeats_the_first(self, chunk: Chunk) -> Generator[Operation, bytes | None, bool]:
         if chunk.total != self.total or not self.written == self._first == len(chunk.data):

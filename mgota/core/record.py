@@ -131,6 +131,14 @@ class BootRecord:
         return self.next(**{slot.value: image}, **changes)
 
 
+def trial_of(record: BootRecord, size: int) -> Slot | None:
+    """The slot whose image of `size` bytes, trailer included, goes on trial or is on it; None if there is none."""
+    if record.trial is None or record.state not in {State.TESTING, State.FAILED}:
+        return None
+    image = record.image(record.trial)
+    return record.trial if image and image.image_size == size else None
+
+
 def encode_record(record: BootRecord) -> bytes:
     """The bytes of a record: a line with its CRC, and a line of JSON that an operator can read.
 

@@ -15,6 +15,7 @@ from mgota.core.receive import (
     Patience,
     Phase,
     Read,
+    Recall,
     Receiving,
     Seal,
     Write,
@@ -49,6 +50,7 @@ class Bench:
         self.done: list[str] = []
         self.fails: dict[type[Operation], OtaError] = {}
         self.open = False
+        self.on_trial: bytes | None = None
 
     def drive(self, job: Job) -> Answer:
         try:
@@ -87,6 +89,11 @@ class Bench:
                 data = bytes(self.flash[offset : offset + size])
                 assert len(data) == size
                 return data
+            case Recall(total, offset, size):
+                self.done.pop()  # it changes nothing
+                assert not self.open
+                known = self.on_trial is not None and len(self.on_trial) == total
+                return self.on_trial[offset : offset + size] if self.on_trial and known else None
             case Seal():
                 assert self.open
                 assert len(self.flash) == self.rules.total
@@ -129,6 +136,52 @@ def test_pieces_in_order_are_sealed_and_the_empty_one_activates(session: str | N
     assert bench.send(10240, b"", session) == end  # a duplicate end: the same answer
     assert bench.rules.phase is Phase.ACTIVATED
     assert bench.done[-1] == "Activate"
+
+
+@pytest.mark.parametrize("session", [None, A])
+def test_the_last_piece_once_more_is_answered_as_the_end_was(session: str | None) -> None:
+    bench = Bench()
+    bench.pieces(10240, session)
+    end = bench.send(10240, b"", session)
+    assert bench.piece(8192, session=session) == end
+    for offset, data, total in (
+        (8192, b"x" * 2048, 10240),  # other bytes
+        (8191, IMAGE[8192:], 10240),  # it ends before the end
+        (8192, IMAGE[8192:] + b"x", 10241),  # of another image
+        (10240, b"undefined", 10240),  # what Mongoose's dashboard sends until it is refused
+    ):
+        assert bench.send(offset, data, session, total).error
+
+
+def test_after_the_reset_the_end_and_the_last_piece_are_answered_once_more() -> None:
+    bench = Bench()
+    bench.on_trial = IMAGE
+    told = Answer(next=10240, sealed=True, activated=True)
+    assert bench.send(10240, b"") == told
+    assert bench.piece(8192) == told
+    assert bench.send(0, b"", total=10240) == told  # wherever an end says that it is
+    for offset, data, total in (
+        (10240, b"", 10241),
+        (10240, b"", 10239),
+        (0, b"", 0),
+        (8192, b"x" * 2048, 10240),  # other bytes
+        (4096, IMAGE[4096:8192], 10240),  # not the last piece
+        (10240, b"undefined", 10240),
+    ):
+        assert bench.send(offset, data, total=total).error, (offset, total)
+    # Who names a session is asked to look at the status: there the digest tells whose image it is.
+    assert error(bench.send(10240, b"", A)) is TruncatedError
+    assert bench.done == []
+    bench.on_trial = None
+    assert error(bench.send(10240, b"")) is TruncatedError
+
+
+def test_after_the_reset_a_flash_that_cannot_be_read_is_no_answer() -> None:
+    bench = Bench()
+    bench.on_trial = IMAGE
+    bench.fails[Recall] = ReadError("this sector cannot be read")
+    assert error(bench.piece(8192)) is WrongOffsetError
+    assert bench.piece(8192).activated
 
 
 @pytest.mark.parametrize("session", [None, A])

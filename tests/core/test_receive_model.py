@@ -18,6 +18,7 @@ from mgota.core.receive import (
     Patience,
     Phase,
     Read,
+    Recall,
     Receiving,
     Seal,
     Write,
@@ -40,6 +41,7 @@ class Uploads(RuleBasedStateMachine):
         self.stored: bytearray | None = None  # the update under way
         self.sealed = False
         self.activated: list[bytes] = []
+        self.on_trial: bytes | None = None  # by the record, after a restart
         self.failing = 0  # operations until flash fails; 0 is never
 
     @initialize(size=st.integers(1, 40))
@@ -71,8 +73,12 @@ class Uploads(RuleBasedStateMachine):
             return None
         if isinstance(operation, Begin):
             assert self.stored is None, "an update begins while another is under way"
-            self.stored = bytearray()
+            self.stored, self.on_trial = bytearray(), None
             return None
+        if isinstance(operation, Recall):
+            image = self.on_trial
+            known = image is not None and len(image) == operation.total
+            return image[operation.offset :][: operation.size] if image and known else None
         assert self.stored is not None, f"{operation} without an update"
         match operation:
             case Write(data):
@@ -112,7 +118,7 @@ class Uploads(RuleBasedStateMachine):
         if isinstance(answer.error, WrongOffsetError) and self.stored is not None:
             assert answer.next == len(self.stored) == answer.error.expected
         if answer.activated and len(self.activated) == before:
-            assert self.upload.phase is Phase.ACTIVATED
+            assert self.upload.phase is Phase.ACTIVATED or (self.on_trial or b"").endswith(chunk.data)
         return answer
 
     @rule(session=st.sampled_from(SESSIONS), data=st.data())
@@ -145,6 +151,11 @@ class Uploads(RuleBasedStateMachine):
         if self.upload.patience is not None:
             self.drive(self.upload.waited())
             assert not self.upload.under_way
+
+    @rule()
+    def the_device_restarts(self) -> None:
+        if self.stored is None and self.activated:
+            self.upload, self.on_trial = Receiving(Patience()), self.activated[-1]
 
     @rule(operations=st.integers(1, 4))
     def flash_is_about_to_fail(self, operations: int) -> None:

@@ -21,6 +21,7 @@ from mgota.core.record import (
     State,
     decode_record,
     encode_record,
+    trial_of,
 )
 from mgota.errors import StateError
 
@@ -328,3 +329,24 @@ def test_the_next_record_counts_and_replaces() -> None:
     after = RECORD.next_with(Slot.A, None, tries=0)
     assert (after.revision, after.a, after.b, after.tries, after.state) == (42, None, RECORD.b, 0, State.FAILED)
     assert [RECORD.image(slot) for slot in Slot] == [RECORD.a, RECORD.b]
+
+
+@pytest.mark.parametrize(
+    ("state", "trial", "size", "found"),
+    [
+        (State.TESTING, Slot.A, 74, Slot.A),
+        (State.FAILED, Slot.A, 74, Slot.A),
+        (State.FAILED, Slot.B, 20, Slot.B),
+        (State.TESTING, Slot.A, 10, None),  # its size without the trailer
+        (State.TESTING, Slot.A, 75, None),
+        (State.TESTING, None, 74, None),
+        (State.CONFIRMED, Slot.A, 74, None),
+        (State.CONFIRMED, None, 74, None),
+    ],
+)
+def test_the_image_on_trial_by_its_size(state: State, trial: Slot | None, size: int, found: Slot | None) -> None:
+    assert trial_of(replace(RECORD, state=state, trial=trial), size) is found
+
+
+def test_a_trial_of_an_image_that_nobody_knows() -> None:
+    assert trial_of(replace(RECORD, b=None), 20) is None

@@ -49,6 +49,20 @@ async def test_pieces_on_one_connection_and_an_empty_body_that_ends() -> None:
     assert fake.flash.selected is Slot.B
 
 
+async def test_an_empty_last_post_that_comes_again_after_the_reset() -> None:
+    fake = FakeDevice()
+    async with serve(fake.device) as server:
+        await send(server.port, 0, IMAGE)
+        assert (await send(server.port, len(IMAGE), b"")).body == b"true\n"
+        await reset(fake)
+    fake.flash.running, fake.device.live.resetting = fake.flash.selected, False
+    async with serve(fake.device) as server:
+        for offset in (len(IMAGE) - 7, len(IMAGE)):
+            assert (await send(server.port, offset, IMAGE[offset:])).body == b"true\n"
+        assert (await send(server.port, 0, b"", total=7)).status == 500
+    assert fake.reset.count == 1
+
+
 async def test_a_connection_for_each_piece_and_disconnects_do_no_harm() -> None:
     fake = FakeDevice()
     async with serve(fake.device) as server:
