@@ -28,6 +28,7 @@ ROOMS = (
         "mgota.health",
         "mgota.history",
         "mgota.outgoing",
+        "mgota.packed",
         "mgota.pieces",
         "mgota.receiver",
         "mgota.responder",

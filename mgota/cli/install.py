@@ -1,7 +1,6 @@
 """`mgota install`: an update from a file, for the device that this machine is."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -11,16 +10,12 @@ from anyio import to_thread
 from mgota.cli.board import config_option, found_config
 from mgota.cli.control import acting
 from mgota.cli.options import FILE, as_json
-from mgota.core.unpack import Packing, Unpacker, packing_of
+from mgota.core.unpack import packing_of
 from mgota.device import Device
-from mgota.errors import ConfigError
 from mgota.linux.configured import device_of, load_config
+from mgota.packed import pieces, size_of
 from mgota.session import OtaSession
 from mgota.verified import VerifiedImage
-
-BLOCK = 1 << 18
-LARGEST = 1 << 40
-"""Bytes that a packed image may stand for: beyond, nobody waits for its end."""
 
 
 @click.command()
@@ -41,7 +36,7 @@ def install(*, image: Path, config: Path | None, as_json: bool) -> None:
 
 async def _install(image: Path, config: Path, as_json: bool) -> None:
     device = await to_thread.run_sync(device_of, load_config(config))
-    size = await to_thread.run_sync(_size, image)
+    size = await to_thread.run_sync(size_of, image, packing_of(image.name))
 
     async def act(bare: Device) -> str:
         written = await _write(bare, image, size)
@@ -54,44 +49,9 @@ async def _install(image: Path, config: Path, as_json: bool) -> None:
 
 async def _write(device: Device, image: Path, size: int) -> VerifiedImage:
     async with OtaSession(device, size=size) as ota:
-        pieces = _pieces(image, size)
-        while (piece := await to_thread.run_sync(next, pieces, None)) is not None:
+        unpacked = pieces(image, packing_of(image.name), size)
+        while (piece := await to_thread.run_sync(next, unpacked, None)) is not None:
             await ota.write(piece)
         written = await ota.seal()
         await ota.activate(written)
         return written
-
-
-def _size(image: Path) -> int:
-    """Bytes of the image, unpacked."""
-    try:
-        packing = packing_of(image.name)
-        return sum(map(len, _unpacked(image, packing, LARGEST))) if packing else image.stat().st_size
-    except OSError as exc:
-        raise ConfigError(f"the image {image} cannot be read: {exc.strerror}") from exc
-
-
-def _pieces(image: Path, size: int) -> Iterator[bytes]:
-    """The image, unpacked."""
-    packing = packing_of(image.name)
-    try:
-        if packing is None:
-            yield from _blocks(image)
-        else:
-            yield from _unpacked(image, packing, size, whole=True)
-    except OSError as exc:
-        raise ConfigError(f"the image {image} cannot be read: {exc.strerror}") from exc
-
-
-def _unpacked(image: Path, packing: Packing, size: int, *, whole: bool = False) -> Iterator[bytes]:
-    unpacker = Unpacker(packing, size)
-    for block in _blocks(image):
-        yield from unpacker.feed(block)
-    if whole:
-        unpacker.finish()
-
-
-def _blocks(image: Path) -> Iterator[bytes]:
-    with image.open("rb") as file:
-        while block := file.read(BLOCK):
-            yield block

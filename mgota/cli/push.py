@@ -4,18 +4,22 @@ import json
 import logging
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import click
 
 from mgota.cli.options import FILE, as_json, client_options, is_mqtt, read_text, remote_at
+from mgota.cli.packing import compress_option, outgoing
+from mgota.core.unpack import Packing
 from mgota.errors import ConfigError, OtaError, TransferError
-from mgota.outgoing import Progress, Remote
+from mgota.outgoing import Progress
+from mgota.packed import Packed
 
 log = logging.getLogger("mgota.cli")
 
@@ -33,6 +37,7 @@ log = logging.getLogger("mgota.cli")
     help="Over MQTT: how much a message carries.  [default: 16384; 4096 with --stop-and-wait]",
 )
 @click.option("--stop-and-wait", is_flag=True, help="Over MQTT: one chunk at a time, as devices of Mongoose want it.")
+@compress_option
 @client_options
 @as_json
 def push(
@@ -45,6 +50,7 @@ def push(
     window: int | None,
     chunk: int | None,
     stop_and_wait: bool,
+    compress: str | None,
     **client: Any,
 ) -> None:
     """Push IMAGE to the device at URL, or to every device in a file.
@@ -71,15 +77,22 @@ def push(
     targets = read_devices(devices) if devices else [(url or "", None)]
     if not any(is_mqtt(where) for where, _ in targets) and (window or chunk or stop_and_wait):
         raise click.UsageError("--window, --chunk and --stop-and-wait are for mqtt://")
-    if devices is None:
-        _push_one(image, url or "", remote_at(url or "", **client, **mqtt), told=as_json)
-        return
+    if compress in set(Packing) and all(is_mqtt(where) for where, _ in targets):
+        raise click.UsageError("--compress is for http")
     tokenless = {**client, "token_file": None}  # the token is for those of the file that are reached over HTTP
-    remotes = [
-        (_shown(where), remote_at(where, token=token, **(tokenless if is_mqtt(where) else client), **mqtt))
-        for where, token in targets
-    ]
-    results = anyio.run(_push_all, image, remotes, jobs, as_json)
+    with outgoing(image, compress) as (packed, plain):
+
+        def push_to(where: str, token: str | None = None) -> Push:
+            options = tokenless if devices and is_mqtt(where) else client
+            remote = remote_at(where, token=token, **options, **mqtt)
+            sent = plain() if is_mqtt(where) else packed
+            size = sent.size if isinstance(sent, Packed) else None
+            return Push(_shown(where), partial(remote.push, cast(Any, sent)), size)
+
+        if devices is None:
+            _push_one(image.name, push_to(url or ""), told=as_json)
+            return
+        results = anyio.run(_push_all, [push_to(*target) for target in targets], jobs, as_json)
     if as_json:
         click.echo(json.dumps([asdict(result) for result in results]))
     else:
@@ -114,21 +127,37 @@ def read_devices(path: Path) -> list[tuple[str, str | None]]:
     return list(found.items())
 
 
-def _push_one(image: Path, url: str, remote: Remote, *, told: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Push:
+    """One image to one device.
+
+    Args:
+        url: of the device, without secrets.
+        begin: begins it.
+        unpacked: bytes of the image, if it is sent packed.
+    """
+
+    url: str
+    begin: Callable[[], AsyncGenerator[Progress]]
+    unpacked: int | None
+
+
+def _push_one(name: str, push: Push, *, told: bool) -> None:
     began = time.monotonic()
     draw = _silent if told else _draw_bar if sys.stderr.isatty() else _draw_lines
     try:
-        size = anyio.run(draw, image.name, remote.push(image))
+        size = anyio.run(draw, name, push.begin())
     except OtaError as exc:
         if told:
-            click.echo(json.dumps({"url": _shown(url), "ok": False, "error": str(exc)}))
+            click.echo(json.dumps({"url": push.url, "ok": False, "error": str(exc)}))
         raise
     seconds = time.monotonic() - began
+    image_size = push.unpacked or size
     if told:
-        click.echo(json.dumps({"url": _shown(url), "ok": True, "size": size, "seconds": round(seconds, 3)}))
+        click.echo(json.dumps({"url": push.url, "ok": True, "size": image_size, "seconds": round(seconds, 3)}))
     else:
         rate = size / max(seconds, 1e-3) / 1e6
-        click.echo(f"ok: the device has {size} bytes and tries them next ({seconds:.1f} s, {rate:.1f} MB/s)")
+        click.echo(f"ok: the device has {image_size} bytes and tries them next ({seconds:.1f} s, {rate:.1f} MB/s)")
 
 
 def _shown(url: str) -> str:
@@ -196,27 +225,27 @@ class Result:
     error: str | None = None
 
 
-async def _push_all(image: Path, remotes: list[tuple[str, Remote]], jobs: int, quiet: bool) -> list[Result]:
+async def _push_all(pushes: list[Push], jobs: int, quiet: bool) -> list[Result]:
     """Push to all, some at a time. One that fails stops none of the others."""
     results: dict[str, Result] = {}
     limiter = anyio.CapacityLimiter(jobs)
 
-    async def one(url: str, remote: Remote) -> None:
+    async def one(url: str, push: Push) -> None:
         async with limiter:
             began = time.monotonic()
             error: str | None = None
             try:
-                await _silent(url, remote.push(image))
+                await _silent(url, push.begin())
             except OtaError as exc:
                 error = str(exc)
             results[url] = Result(url, error is None, round(time.monotonic() - began, 3), error)
         if not quiet and sys.stderr.isatty():
-            click.echo(f"[{len(results)}/{len(remotes)}] {url}: {error or 'ok'}", err=True)
+            click.echo(f"[{len(results)}/{len(pushes)}] {url}: {error or 'ok'}", err=True)
 
     async with anyio.create_task_group() as tasks:
-        for url, remote in remotes:
-            tasks.start_soon(one, url, remote)
-    return [results[url] for url, _ in remotes]
+        for push in pushes:
+            tasks.start_soon(one, push.url, push)
+    return [results[push.url] for push in pushes]
 
 
 def _draw_table(results: list[Result]) -> None:

@@ -9,6 +9,7 @@ The order is the meaning (security.md, "HTTP edge"); each step may refuse:
     page's proof OTA routes      route
     route        OTA routes      route: 404, 405
     length       update, piece   route: 411, 400, 413
+    packing      update          route: 415, 400, 413; not_unpacked: 415
     size         update          too_large: 413
     lock         update          the session: 409
 
@@ -23,6 +24,7 @@ from typing import Final
 from mgota.core import older
 from mgota.core.http import Ends, Head, Refusal, error_refusal
 from mgota.core.origin import SAFE_METHODS, Hosts, foreign_page, is_navigation, unproven_page
+from mgota.core.unpack import Packing, largest_packed, packings
 from mgota.errors import ConfigError, EmptyImageError, TooLargeError
 
 
@@ -49,7 +51,9 @@ class Decision:
 
     Args:
         action: what it asks for.
-        size: of an update, the bytes of its image; of a piece, those of the piece.
+        size: of an update, the bytes of its image, unpacked; of a piece, those of the piece.
+        length: of an update, the bytes of its body: fewer than those of its image, if it is packed.
+        packing: how the body of an update is packed, or None.
         image: of a commit or rollback, the SHA-256 of the image that the sender means to be running, as hex, or None.
         offset: of a piece.
         total: of a piece, the bytes of its image.
@@ -58,6 +62,8 @@ class Decision:
 
     action: Action
     size: int = 0
+    length: int = 0
+    packing: Packing | None = None
     image: str | None = None
     offset: int = 0
     total: int = 0
@@ -82,6 +88,14 @@ _LEGACY: Final = frozenset({Action.COMMIT, Action.ROLLBACK})
 
 IMAGE_FIELD: Final = "x-mgota-image"
 """Binds a commit or rollback to the image that runs, so that a replayed one is refused after the next update."""
+
+SIZE_FIELD: Final = "x-mgota-size"
+"""The bytes of an image that comes packed, unpacked: what is signed, checked and counted."""
+
+_PACKINGS: Final = {"": None, "identity": None, "gzip": Packing.GZIP, "x-gzip": Packing.GZIP, "zstd": Packing.ZSTD}
+
+_DIGITS: Final = 20
+# Of the largest size that is read: far beyond any slot.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +217,35 @@ def _sized(head: Head) -> Decision | Refusal:
         return Refusal(400, "Content-Length is not a number")
     if int(length) == 0:
         return error_refusal(EmptyImageError("an image of no bytes"))
-    return Decision(Action.UPDATE, size=int(length))
+    return _packed(head, int(length))
+
+
+def _packed(head: Head, length: int) -> Decision | Refusal:
+    """An update, if what is said of its packing makes sense: `Content-Encoding` (RFC 9110 section 8.4) and the size."""
+    encoding = ", ".join(head.values("content-encoding")).strip().lower()
+    if encoding not in _PACKINGS:
+        return _unsupported("an image comes as it is, or packed by gzip or zstd")
+    packing = _PACKINGS[encoding]
+    sizes = head.values(SIZE_FIELD)
+    if packing is None and not sizes:
+        return Decision(Action.UPDATE, size=length, length=length)
+    if not sizes:
+        return Refusal(400, "a packed image needs X-MGOTA-Size, the bytes that it has unpacked")
+    if len(sizes) > 1 or not (sizes[0].isascii() and sizes[0].isdigit()) or len(sizes[0]) > _DIGITS:
+        return Refusal(400, "X-MGOTA-Size is not one number")
+    size = int(sizes[0])
+    if packing is None and size != length:
+        return Refusal(400, "X-MGOTA-Size is another number than Content-Length, and the image is not packed")
+    if not size:
+        return error_refusal(EmptyImageError("an image of no bytes"))
+    if packing and length > largest_packed(size):
+        return Refusal(413, f"{length} bytes are too many for a packed image of {size}")
+    return Decision(Action.UPDATE, size=size, length=length, packing=packing)
+
+
+def _unsupported(reason: str) -> Refusal:
+    """415, with what would be taken (RFC 9110 section 12.5.3)."""
+    return Refusal(415, reason, (("Accept-Encoding", ", ".join(packings())),))
 
 
 def _piece(head: Head) -> Decision | Refusal:
@@ -236,3 +278,10 @@ def too_large(decision: Decision, capacity: int) -> Refusal | None:
         capacity: bytes of the largest image that the slot can take.
     """
     return error_refusal(TooLargeError(decision.size, capacity)) if decision.size > capacity else None
+
+
+def not_unpacked(decision: Decision) -> Refusal | None:
+    """415 when the image comes packed by something that is not installed here."""
+    if decision.packing is None or decision.packing in packings():
+        return None
+    return _unsupported(f"this device does not unpack {decision.packing}: it lacks the extra mgota[{decision.packing}]")

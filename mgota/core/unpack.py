@@ -1,8 +1,8 @@
-"""Images that come packed, gzip or zstd: unpacked as they come, and never more than was announced.
+"""Images that come packed, gzip or zstd: unpacked as they come, and never more than was announced. And how to pack.
 
 What is signed, hashed and counted is the unpacked image. Rules:
 - the size of the unpacked image is known before: the output stops there, whatever the input still promises;
-- a piece of output is at most as large as `PIECE`, or as what 256 bytes of zstd can stand for: 8 MiB;
+- a piece of output is at most twice as large as `PIECE`, or as that and what 256 bytes of zstd can stand for: 8 MiB;
 - several members or frames, one after another, are one image, as gzip(1) and zstd(1) have it; what follows them and is
   none is refused;
 - zstd windows beyond `WINDOW` are refused: its default levels stay below, `--long` does not.
@@ -13,6 +13,7 @@ zstd needs the package `zstandard`, the extra `zstd`.
 import zlib
 from collections.abc import Iterator
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import Any
 
 from mgota.errors import ConfigError, MalformedError, OverrunError, TransferError, TruncatedError
@@ -23,8 +24,14 @@ PIECE = 1 << 18
 WINDOW = 8 << 20
 """Bytes of the largest window of zstd, which is held in memory."""
 
-_SLICE = 1 << 8  # of zstd's input: it has no limit of output, and four bytes can stand for 128 KiB
+_SLICES = {
+    # Of the input: zlib copies what is left of it with each piece that it gives; zstd has no limit of output, and four
+    # bytes can stand for 128 KiB.
+    "gzip": 1 << 15,
+    "zstd": 1 << 8,
+}
 _GZIP = 16 + zlib.MAX_WBITS
+_LEVEL = 9  # of zstd: an image is packed once, and sent often; the window of this level is 4 MiB
 
 
 class Packing(StrEnum):
@@ -32,6 +39,35 @@ class Packing(StrEnum):
 
     GZIP = "gzip"
     ZSTD = "zstd"
+
+
+def packings() -> tuple[Packing, ...]:
+    """What can be unpacked here."""
+    return tuple(packing for packing in Packing if packing is not Packing.ZSTD or find_spec("zstandard"))
+
+
+def packer_of(packing: Packing) -> Any:
+    """The other direction, for senders: an object with `compress(data)` and `flush()`, as `zlib` has it.
+
+    Raises:
+        ConfigError: it is zstd, and there is no package for that.
+    """
+    if packing is Packing.GZIP:
+        return zlib.compressobj(wbits=_GZIP)
+    return _zstandard().ZstdCompressor(level=_LEVEL).compressobj()
+
+
+def largest_packed(size: int) -> int:
+    """Bytes of the largest body that an image may come packed in.
+
+    Packing makes what is packed already a little larger: gzip by 5 bytes for each 16 KiB, zstd by 3 for each 128 KiB,
+    and programs that work in parallel by some for each of their members. Beyond that it is padding, which would keep
+    a device busy for as long as its sender likes.
+
+    Args:
+        size: of the image, unpacked.
+    """
+    return size + size // 64 + (1 << 16)
 
 
 def packing_of(name: str) -> Packing | None:
@@ -61,6 +97,7 @@ class Unpacker:
         if packing is Packing.ZSTD:
             self._zstd = _zstandard()
             self._errors = (self._zstd.ZstdError,)
+        self._slice = _SLICES[packing]
         self._member: Any = None
 
     def feed(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
@@ -70,11 +107,22 @@ class Unpacker:
             OverrunError: it is more than was announced.
             MalformedError: they are not packed like that.
         """
+        held, count = list[bytes](), 0  # small ones are gathered: who stores them has work with each
+        for piece in self._unpacked(data):
+            held.append(piece)
+            count += len(piece)
+            if count >= PIECE:
+                yield b"".join(held)
+                held, count = [], 0
+        if held:
+            yield b"".join(held)
+
+    def _unpacked(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
         rest = memoryview(bytes(data))
         while rest:
             if self._member is None or self._member.eof:
                 self._member = self._begin()
-            head, rest = (rest, rest[:0]) if self._zstd is None else (rest[:_SLICE], rest[_SLICE:])
+            head, rest = rest[: self._slice], rest[self._slice :]
             for piece in self._pieces(head):
                 self.done += len(piece)
                 if self.done > self.size:

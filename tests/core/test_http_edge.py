@@ -1,10 +1,14 @@
 """From the head of a request to a decision, in the order that security.md gives."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, strategies as st
 
-from mgota.core.edge import Action, Decision, Edge, too_large
+from mgota.core import unpack
+from mgota.core.edge import Action, Decision, Edge, not_unpacked, too_large
 from mgota.core.http import Ends, Head, Refusal
+from mgota.core.unpack import Packing, largest_packed
 from mgota.errors import ConfigError
 
 HERE = Ends("127.0.0.1", "127.0.0.1")
@@ -24,9 +28,9 @@ LENGTH = ("content-length", "5")
 
 
 def test_the_routes() -> None:
-    assert route("POST", "/api/ota/update", LENGTH) == Decision(Action.UPDATE, size=5)
-    assert route("POST", "/api/ota", LENGTH) == Decision(Action.UPDATE, size=5)
-    assert route("POST", "/api/ota/update?x=1", LENGTH) == Decision(Action.UPDATE, size=5)
+    assert route("POST", "/api/ota/update", LENGTH) == Decision(Action.UPDATE, size=5, length=5)
+    assert route("POST", "/api/ota", LENGTH) == Decision(Action.UPDATE, size=5, length=5)
+    assert route("POST", "/api/ota/update?x=1", LENGTH) == Decision(Action.UPDATE, size=5, length=5)
     assert route("POST", "/api/ota/commit") == Decision(Action.COMMIT)
     assert route("POST", "/api/ota/rollback") == Decision(Action.ROLLBACK)
     assert route("GET", "/api/ota/status") == Decision(Action.STATUS)
@@ -85,6 +89,74 @@ def test_the_length_of_an_update() -> None:
     assert route("POST", "/api/ota/update", ("content-length", "\u0665")) == 400
 
 
+def packed(encoding: str, length: int, *sizes: str) -> Decision | Refusal:
+    fields = [("content-encoding", encoding), ("content-length", str(length))]
+    return Edge().route(head("POST", "/api/ota/update", *fields, *(("x-mgota-size", size) for size in sizes)))
+
+
+def test_an_update_may_come_packed() -> None:
+    for name, packing in {
+        "gzip": Packing.GZIP,
+        "X-GZIP": Packing.GZIP,
+        " zstd": Packing.ZSTD,
+        "identity": None,
+    }.items():
+        assert packed(name, 5, "5") == Decision(Action.UPDATE, size=5, length=5, packing=packing)
+    assert packed("gzip", 5, "900") == Decision(Action.UPDATE, size=900, length=5, packing=Packing.GZIP)
+    assert packed("identity", 5) == packed("", 5, "5") == Decision(Action.UPDATE, size=5, length=5)
+
+
+@pytest.mark.parametrize("encoding", ["br", "deflate", "gzip, gzip", "gzip,zstd", "gz ip"])
+def test_a_packing_that_is_not_known_is_415_and_told_which_are(encoding: str) -> None:
+    refusal = packed(encoding, 5, "9")
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.headers) == (415, (("Accept-Encoding", "gzip, zstd"),))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "sizes", "words"),
+    [
+        ("gzip", [], "needs X-MGOTA-Size"),
+        ("gzip", ["x"], "not one number"),
+        ("gzip", ["-1"], "not one number"),
+        ("gzip", ["\u0665"], "not one number"),
+        ("gzip", [""], "not one number"),
+        ("gzip", ["5", "5"], "not one number"),
+        ("gzip", ["1" * 21], "not one number"),
+        ("gzip", ["0"], "no bytes"),
+        ("identity", ["6"], "another number"),
+    ],
+)
+def test_the_size_of_a_packed_image_makes_sense(encoding: str, sizes: list[str], words: str) -> None:
+    refusal = packed(encoding, 5, *sizes)
+    assert isinstance(refusal, Refusal)
+    assert refusal.status == 400
+    assert words in refusal.reason
+
+
+def test_a_packed_body_is_hardly_larger_than_its_image() -> None:
+    most = largest_packed(900)
+    assert isinstance(packed("gzip", most, "900"), Decision)
+    refusal = packed("gzip", most + 1, "900")
+    assert isinstance(refusal, Refusal)
+    assert refusal.status == 413
+    assert packed("gzip", 5, "1" * 20) == Decision(
+        Action.UPDATE, size=int("1" * 20), length=5, packing=Packing.GZIP
+    )  # too large for any slot: 413 comes of that
+
+
+def test_what_cannot_be_unpacked_here_is_415(monkeypatch: pytest.MonkeyPatch) -> None:
+    zstd = Decision(Action.UPDATE, size=9, length=5, packing=Packing.ZSTD)
+    assert not_unpacked(zstd) is None
+    monkeypatch.setattr(unpack, "find_spec", lambda name: None)
+    refusal = not_unpacked(zstd)
+    assert refusal
+    assert (refusal.status, refusal.headers) == (415, (("Accept-Encoding", "gzip"),))
+    assert "mgota[zstd]" in refusal.reason
+    assert not_unpacked(replace(zstd, packing=Packing.GZIP)) is None
+    assert not_unpacked(replace(zstd, packing=None)) is None
+
+
 def test_larger_than_the_slot_is_413() -> None:
     assert too_large(Decision(Action.UPDATE, size=5), 5) is None
     refusal = too_large(Decision(Action.UPDATE, size=6), 5)
@@ -125,7 +197,7 @@ def test_the_host_rule_is_for_every_route_and_the_page_rule_for_ours() -> None:
 
 def test_another_prefix() -> None:
     edge = Edge(prefix="/x")
-    assert route("POST", "/x/update", LENGTH, edge=edge) == Decision(Action.UPDATE, size=5)
+    assert route("POST", "/x/update", LENGTH, edge=edge) == Decision(Action.UPDATE, size=5, length=5)
     assert route("POST", "/api/ota/update", LENGTH, edge=edge) == 404
 
 
@@ -146,10 +218,13 @@ NAMES = st.sampled_from(
         "content-length",
         "transfer-encoding",
         "x-mgota-image",
+        "x-mgota-size",
+        "content-encoding",
     ]
 )
 VALUES = st.one_of(
-    st.text(max_size=20), st.sampled_from(["localhost", "null", "http://localhost", "1", "0", "chunked", SHA])
+    st.text(max_size=20),
+    st.sampled_from(["localhost", "null", "http://localhost", "1", "0", "chunked", "gzip", "7", SHA]),
 )
 
 
@@ -170,7 +245,7 @@ def test_any_head_is_a_decision_or_a_refusal(
     assert refusal is None or refusal.status in {400, 403, 421}
     decision = edge.route(request)
     if isinstance(decision, Refusal):
-        assert decision.status in {400, 403, 404, 405, 411}
+        assert decision.status in {400, 403, 404, 405, 411, 413, 415}
     elif decision.action is Action.UPDATE:
         assert method == "POST"
         assert decision.size > 0

@@ -107,3 +107,17 @@ async def test_over_tls(tmp_path: Path) -> None:
         assert not fake.flash.opened
         assert await curl(target, *to, "--cert", str(pki.client), "--data-binary", body) == (0, "ok\n")
     assert fake.staged == (tmp_path / "fw.bin").read_bytes()
+
+
+async def test_the_packed_image_of_the_readme(tmp_path: Path) -> None:
+    lines = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
+    start = lines.index("gzip --keep fw.signed.bin")
+    fake = FakeDevice(room=8 << 20)
+    image(tmp_path / "fw.signed.bin", 3 << 20)
+    async with serve(fake.device) as server:
+        typed = "\n".join(lines[start : start + 2]).replace("http://127.0.0.1:8000", server.url)
+        script = typed.replace("curl ", "curl -q --noproxy '*' -sS --max-time 60 ")
+        done = await anyio.run_process(["sh", "-c", script], cwd=tmp_path, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"ok\n", b"")
+        await fake.reset.happened.wait()
+    assert fake.staged == (tmp_path / "fw.signed.bin").read_bytes()

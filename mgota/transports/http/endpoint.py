@@ -20,10 +20,11 @@ import anyio
 from anyio.abc import ByteStream
 
 from mgota.core.access import Access, Credentials, FailureBudget, refusal_for, too_many_failures
-from mgota.core.edge import Action, Decision, Edge, too_large
+from mgota.core.edge import Action, Decision, Edge, not_unpacked, too_large
 from mgota.core.http import Ends, Refusal, error_refusal
 from mgota.core.origin import is_loopback, plain_address
 from mgota.core.pace import Limits
+from mgota.core.unpack import packings
 from mgota.device import Device
 from mgota.errors import OtaError, TransferError
 from mgota.pieces import Pieces
@@ -33,6 +34,7 @@ from mgota.transports.http.connection import Exchange
 from mgota.transports.http.conversation import Life, converse, converse_on, own_names, stream_ends
 from mgota.transports.http.message import App, Authenticator, Request, Response
 from mgota.transports.http.older import TRUE, Older
+from mgota.transports.http.packed import UnpackingSink
 from mgota.transports.http.tls import check_context
 from mgota.transports.http.upload import upload
 from mgota.trial import check_commit, check_rollback, commit, rollback
@@ -158,8 +160,8 @@ class OtaHttp:
                 return await self._refuse(exchange, ends, decision)
             match decision.action:
                 case Action.STATUS:
-                    status = await self.device.status()
-                    return await self._reply(exchange, ends, Response.json(status.as_dict()))
+                    told = {**(await self.device.status()).as_dict(), "packings": packings()}
+                    return await self._reply(exchange, ends, Response.json(told))
                 case Action.PAGE:
                     return await self._reply(exchange, ends, self._page_of_device())
                 case Action.APP:
@@ -201,7 +203,8 @@ class OtaHttp:
             refusal = _LOOPBACK_ONLY
         decision = refusal or self._edge.route(head)
         if isinstance(decision, Decision) and decision.action is Action.UPDATE:
-            return too_large(decision, await self.device.flash.capacity()) or decision
+            unfit = not_unpacked(decision) or too_large(decision, await self.device.flash.capacity())
+            return unfit or decision
         return decision
 
     async def _authenticate(self, exchange: Exchange, ends: Ends) -> Refusal | None:
@@ -241,7 +244,10 @@ class OtaHttp:
         try:
             async with OtaSession(self.device, size=decision.size) as ota:
                 await exchange.proceed()
-                await upload(connection.channel, bytes(connection.pending), ota, self.limits)
+                sink = UnpackingSink(ota, decision.packing, decision.length) if decision.packing else ota
+                await upload(connection.channel, bytes(connection.pending), sink, self.limits)
+                if isinstance(sink, UnpackingSink):
+                    sink.finish()
                 image = await ota.seal()
                 life.acting = True
                 await ota.activate(image, reset=self._activate, announce=announce)

@@ -8,6 +8,7 @@ says what to do and whose message is the device's own line. Rules:
 - the head goes first and waits a second for leave (`Expect: 100-continue`, RFC 9110 section 10.1.1): a stock Mongoose
   never gives it;
 - one piece of the image is in memory at a time;
+- a packed image goes only to a device that says that it unpacks it: another one would store it as it comes;
 - nothing is tried again: whoever calls knows whether it is worth it.
 """
 
@@ -20,6 +21,7 @@ import h11
 
 from mgota.errors import ConfigError, TransferError
 from mgota.outgoing import Image, Progress, Source, is_status
+from mgota.packed import Packed
 from mgota.transports.http.client import Answer, Client, connected, parse_url
 
 __all__ = ["LEAVE", "PIECE", "Image", "Progress", "Remote", "push"]
@@ -32,7 +34,7 @@ LEAVE: Final = 1.0
 
 
 def push(
-    image: Image,
+    image: Image | Packed,
     url: str,
     *,
     token: str | None = None,
@@ -43,7 +45,7 @@ def push(
     """Push an image to a device: `Remote.push`. Who leaves the iteration early closes it (`contextlib.aclosing`).
 
     Args:
-        image: what to push, trailer included.
+        image: what to push, trailer included; packed if it is a `Packed`.
         url: of the device; see `Remote`.
         token: for Bearer authentication.
         user: name and password, for Basic authentication.
@@ -83,8 +85,10 @@ class Remote:
         self._timeout = timeout
         self._request("GET", "/")  # proves that the secrets can be sent
 
-    async def push(self, image: Image) -> AsyncGenerator[Progress]:
+    async def push(self, image: Image | Packed) -> AsyncGenerator[Progress]:
         """Send an image. The iteration ends when the device has said that the update survives any cut.
+
+        Of a packed image, the progress counts packed bytes.
 
         Raises:
             RejectedError: the device does not want these bytes.
@@ -93,12 +97,15 @@ class Remote:
             BusyError: the device is at something else.
             ConfigError: the device does not let us, or the image cannot be read.
         """
-        sent = 0
-        with await Source.open(image) as source:
+        sent, headers = 0, [(b"Expect", b"100-continue")]
+        if isinstance(image, Packed):
+            await self._check_packing(image)
+            headers += [(b"Content-Encoding", image.packing.encode()), (b"X-MGOTA-Size", b"%d" % image.size)]
+        with await Source.open(image.path if isinstance(image, Packed) else image) as source:
             size = source.size
             async with connected(self._place, self._context, self._timeout) as stream:
                 client = Client(stream, self._timeout)
-                await client.begin(self._request("POST", self._place.update, (b"Expect", b"100-continue"), body=size))
+                await client.begin(self._request("POST", self._place.update, *headers, body=size))
                 yield Progress(0, size)
                 goes_on = await client.proceeds(LEAVE)
                 while goes_on and sent < size:
@@ -111,6 +118,11 @@ class Remote:
         answer.check()
         if sent < size:
             raise TransferError(f"the device said ok after {sent} of {size} bytes: it is no OTA device")
+
+    async def _check_packing(self, image: Packed) -> None:
+        known = (await self.status()).get("packings")
+        if not isinstance(known, list) or image.packing not in known:
+            raise ConfigError(f"this device does not unpack {image.packing}: push the image as it is")
 
     async def status(self) -> dict[str, Any]:
         """What the device is at: the JSON object of its status.
