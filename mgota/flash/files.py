@@ -3,6 +3,8 @@
 Rules:
 - a file is replaced, never changed in place: a temporary in the same directory, flush, fsync, rename, and fsync of
   the directory;
+- only a file is replaced, never a device or a pipe: as root, /dev/null itself would become a file that keeps what
+  everybody throws away;
 - an fsync that failed is raised, never retried: the kernel has already thrown the pages away. What it was for is
   doubtful, however often it can be read, until a store succeeds;
 - content is made durable once more before it is acted on: its writer may have been killed before it was;
@@ -13,6 +15,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
@@ -169,10 +172,11 @@ def replace_file(
         mode: permissions of the new file, before the umask.
 
     Raises:
-        OSError: something failed. The old content is still there, unless the directory's fsync was what failed:
-            then nobody knows which of the two a power cut would leave.
+        OSError: it is a device, a pipe or a socket. Or something failed: the old content is still there, unless the
+            directory's fsync was what failed; then nobody knows which of the two a power cut would leave.
     """
     target = Path(os.path.realpath(path))
+    _refuse_special(target)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     # A buffer is iterable, too: over its bytes.
     pieces = cast(Iterable[ReadableBuffer], [data] if isinstance(data, bytes | bytearray | memoryview) else data)
@@ -184,6 +188,13 @@ def replace_file(
             temporary.unlink()
         raise
     sync_directory(target.parent)
+
+
+def _refuse_special(target: Path) -> None:
+    with suppress(FileNotFoundError):
+        mode = target.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a directory, rename itself says so
+            raise OSError(errno.EINVAL, "this is no file, and is not replaced by one", str(target))
 
 
 def sweep_temporaries(path: str | os.PathLike[str]) -> None:

@@ -98,6 +98,20 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert (tmp_path / "data" / "state").read_bytes() == b"there"
 
 
+def test_what_is_no_file_stays_what_it_is(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("pipe")
+    for path in (pipe, link):
+        with pytest.raises(OSError, match="no file") as caught:
+            replace_file(path, b"new")
+        assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, str(pipe))
+    with pytest.raises(IsADirectoryError):
+        replace_file(tmp_path, b"new")
+    assert pipe.is_fifo()
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "link"}
+
+
 def test_the_order_is_fsync_rename_fsync_of_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, done = tmp_path / "state", list[str]()
     fsync, replace = os.fsync, Path.replace
