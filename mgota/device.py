@@ -243,7 +243,7 @@ class Device:
         if not extent:
             return None
         scan = await self.scan(slot, extent, trailer=None)
-        return identify(scan, None)
+        return identify(scan, None, keys=False)
 
     async def scan(
         self, slot: Slot, size: int, *, trailer: Trailer | None, inspect: Inspect | None = None
@@ -304,19 +304,17 @@ class Device:
         if self.verifier:
             trusted(self.verifier, record.chain if record else None).check(scan)
         scan.expect_this_chip()
-        image = identify(scan, manifest)
+        image = identify(scan, manifest, keys=self.verifier is not None)
         if recorded:
             if recorded.sha256 != image.sha256:
                 raise DigestError(f"slot {slot} does not hold the recorded image")
-            image = replace(image, version=recorded.version, sequence=recorded.sequence)
-        self._check_age(image, scan.version, record)
+            if recorded.sequence is not None or self.verifier is None:  # else nobody signed what was said beside it
+                image = replace(image, version=recorded.version, sequence=recorded.sequence)
+        self._check_age(image, record)
         return VerifiedImage(slot, image, sealed=SEALED)
 
-    def _check_age(self, image: SlotImage, tag: str | None, record: BootRecord | None) -> None:
-        # A version that came beside the image counts only if somebody signed it; otherwise the one inside does.
-        vouched = self.verifier is None or image.sequence is not None
-        floor = effective_floor(record.floor if record else None, self.floor)
-        check_floor(image.version if vouched else tag, floor)
+    def _check_age(self, image: SlotImage, record: BootRecord | None) -> None:
+        check_floor(image.version, effective_floor(record.floor if record else None, self.floor))
         check_sequence(image.sequence, record.sequence if record else None)
 
     async def is_whole(self, slot: Slot, image: SlotImage | None) -> bool:
@@ -345,7 +343,7 @@ class Device:
         if self.verifier is None:  # a launcher without keys: what its program verified is known by its digest
             if not await self.is_whole(slot, image):
                 raise DigestError(f"slot {slot} does not hold the recorded image")
-            self._check_age(image, image.version, (await self.load())[0])
+            self._check_age(image, (await self.load())[0])
             return VerifiedImage(slot, image, sealed=SEALED)
         return await self.read_back(slot, image.image_size, recorded=image)
 

@@ -14,6 +14,7 @@ The second level answers the caller's only question: *what should I do?*
     │   ├── MalformedError          a message from outside is not what it should be
     │   │   └── ManifestError           a manifest that is malformed, contradicts itself or has expired
     │   ├── DowngradeError          older than this device may go back to
+    │   ├── FailedBeforeError       this firmware was rolled back before
     │   └── RollbackRefusedError    there is no whole and proven image to go back to
     ├── TransferError           a retry may help
     │   ├── TruncatedError          fewer bytes than declared
@@ -97,6 +98,10 @@ class ManifestError(MalformedError):
 
 class DowngradeError(RejectedError):
     """The image is older than the floor: the lowest version or sequence that may be installed."""
+
+
+class FailedBeforeError(RejectedError):
+    """This firmware was rolled back before, and whoever looks for updates by itself does not install it again."""
 
 
 class RollbackRefusedError(RejectedError):

@@ -16,13 +16,14 @@ Rules:
 import logging
 from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, cast
 
 import anyio
 import anyio.to_thread
 
-from mgota.core.boot import Select, Store, begin_steps, forget_step, provision_steps, refuse_update
+from mgota.core.boot import Select, Store, begin_steps, failure_of, forget_step, provision_steps, refuse_update
 from mgota.core.checksum import Checksum, checksum
 from mgota.core.floor import check_floor, check_sequence, effective_floor
 from mgota.core.manifest import Manifest, check_hardware
@@ -30,6 +31,7 @@ from mgota.core.record import BootRecord, Outcome
 from mgota.device import Device
 from mgota.errors import (
     EmptyImageError,
+    FailedBeforeError,
     OtaError,
     OverrunError,
     RejectedError,
@@ -55,6 +57,8 @@ class OtaSession:
         size: bytes of the image, trailer included.
         resume: where progress is marked, or None. After entering, `received` says how much is there already.
         manifest: what announced it, if something did: what is stored has to be that, and is known by its version.
+        refuse_failed: do not seal the firmware that was rolled back last, whoever signed it. For what looks for updates
+            by itself; a person who sends it again means it.
 
     Raises:
         WrongHardwareError: on entering: the manifest is for other hardware.
@@ -66,7 +70,13 @@ class OtaSession:
     """
 
     def __init__(
-        self, device: Device, *, size: int, resume: Resume | None = None, manifest: Manifest | None = None
+        self,
+        device: Device,
+        *,
+        size: int,
+        resume: Resume | None = None,
+        manifest: Manifest | None = None,
+        refuse_failed: bool = False,
     ) -> None:
         self.device = device
         self.size = size
@@ -79,6 +89,7 @@ class OtaSession:
         self._writer: FlashWriter | None = None
         self._crc = checksum(device.flash.crc)
         self._before = BootRecord()
+        self._refuse_failed = refuse_failed
         self._sealed: VerifiedImage | None = None
         self._done = False
 
@@ -225,7 +236,7 @@ class OtaSession:
         Raises:
             TruncatedError: fewer than the declared bytes came.
             VerifyError: what is stored is not what was received.
-            RejectedError: it is not signed by a trusted key, not what was announced, or too old.
+            RejectedError: it is not signed by a trusted key, not what was announced, too old, or failed before.
         """
         writer = self._open_writer()
         if self.received < self.size:
@@ -235,6 +246,8 @@ class OtaSession:
         crc, manifest = self._crc.value, self.manifest
         try:
             self._sealed = await self.device.read_back(self._staging, self.size, crc=crc, manifest=manifest)
+            if self._refuse_failed and self._before.rolled_back(self._sealed.sha256):
+                raise FailedBeforeError("already failed: this firmware was rolled back, and now comes in another image")
         except OtaError:
             if self._marks:
                 await self._marks.forget()  # it would go on to the same end
@@ -273,18 +286,27 @@ class OtaSession:
             audit.warning("image refused: %s", exc)
         log.warning("update %s after %d of %d bytes: %s", outcome, self.received, self.size, reason)
         try:
-            record = await self._forget_refusal(reason) if outcome is Outcome.REFUSED else (await self.device.load())[0]
+            known = self._known_by_now() if isinstance(exc, FailedBeforeError) else {}
+            refused = outcome is Outcome.REFUSED
+            record = await self._forget_refusal(reason, known) if refused else (await self.device.load())[0]
         except OtaError as failed:
             log.error("the boot record could not be stored: %s", failed)  # noqa: TRY400  no news in the traceback
             return
         if record:
             self.device.live.ended = (outcome, reason, record.revision)
 
-    async def _forget_refusal(self, reason: str) -> BootRecord | None:
+    def _known_by_now(self) -> dict[str, str | None]:
+        """What is remembered of a failed firmware in its new image: the next offer of it is not downloaded."""
+        if self._sealed is None:  # pragma: no cover  who raises it has sealed
+            return {}
+        image, manifest = self._sealed.image, self.manifest
+        return failure_of(replace(image, version=manifest.version) if manifest else image)
+
+    async def _forget_refusal(self, reason: str, known: dict[str, str | None]) -> BootRecord | None:
         # The record says "interrupted" since begin. A refusal is no fault of the device: what it said before stands.
         record, _ = await self.device.load()
         if record:
-            record = record.next(outcome=self._before.outcome, reason=self._before.reason)
+            record = record.next(outcome=self._before.outcome, reason=self._before.reason, **known)
             await self.device.store(record, reason=reason)
         return record
 

@@ -25,7 +25,7 @@ from mgota.core.geometry import Slot
 from mgota.core.image import Verifier
 from mgota.core.keys import PrivateKey
 from mgota.core.manifest import Manifest
-from mgota.core.record import Outcome, State
+from mgota.core.record import Outcome, State, encode_record
 from mgota.core.trust import KeySet, follow, make_rotation
 from mgota.device import Device
 from mgota.errors import (
@@ -289,9 +289,28 @@ async def test_old_signed_image_a_version_that_nobody_signed_does_not_lift_it_ov
     new = signed(NEW)
     await pulled(board, new, described(new, "3", signed=False))
     assert board.record.b
-    assert (board.record.b.version, board.record.b.sequence) == ("3", None)
+    assert (board.record.b.version, board.record.b.sequence) == ("2", None), "its tag is signed, the manifest is not"
     assert await commit(board.device)
     assert (board.record.floor, board.record.sequence) == ("2", None)
+
+
+async def test_old_signed_image_a_version_that_was_recorded_without_keys_counts_for_nothing_with_them() -> None:
+    image = signed(NEW)
+    board = await booted()
+    async with OtaSession(board.device, size=len(image), manifest=described(image, "9", signed=False)) as ota:
+        await send(ota, image)
+        await ota.activate(await ota.seal(), reset=False)
+    recorded = board.record.b
+    assert recorded
+    assert recorded.version == "9"
+    board.options["verifier"] = verifying()
+    board.state.data = encode_record(  # as a program with keys has it
+        board.record.next(b=replace(recorded, size=len(NEW), sha256=digest(NEW), image_sha256=digest(image)))
+    )
+    await boot_check(board.boot())
+    waiting = await board.device.staged()
+    assert waiting
+    assert waiting.version == "2"
 
 
 async def test_without_keys_the_version_of_the_manifest_counts() -> None:

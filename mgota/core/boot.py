@@ -243,12 +243,12 @@ def _steps(action: Action, record: BootRecord, running: Slot, facts: Facts) -> t
 
 def _settle(record: BootRecord, running: Slot, outcome: Outcome, reason: str) -> tuple[tuple[Step, ...], Verdict]:
     failed = record.image(record.trial) if record.trial else None
-    settled = record.next(**_SETTLED, outcome=outcome, reason=reason[:MAX_TEXT], **_failed(failed))
+    settled = record.next(**_SETTLED, outcome=outcome, reason=reason[:MAX_TEXT], **failure_of(failed))
     return (Select(running), Store(settled)), Verdict.RUN
 
 
-def _failed(image: SlotImage | None) -> dict[str, str | None]:
-    """What is remembered of an image that was rolled back, so that it is not offered again and again."""
+def failure_of(image: SlotImage | None) -> dict[str, str | None]:
+    """What is remembered of an image that was rolled back, so that it is not installed again and again."""
     if image is None:
         return {}
     return {
@@ -379,7 +379,7 @@ def rollback_steps(record: BootRecord, running: Slot, *, whole: bool, floor: str
     else:
         if why := below_floor(back.version, effective_floor(record.floor, floor)):
             raise RollbackRefusedError(f"the previous image stays where it is: {why}")
-        leaving = record.next(outcome=Outcome.ROLLED_BACK, reason=OPERATOR, **_failed(record.image(running)))
+        leaving = record.next(outcome=Outcome.ROLLED_BACK, reason=OPERATOR, **failure_of(record.image(running)))
     return Store(leaving), Select(running.other), Reset()
 
 

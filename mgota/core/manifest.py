@@ -130,12 +130,14 @@ def _hardware(found: object) -> tuple[str, ...]:
     return cast(tuple[str, ...], tuple(ids))
 
 
-def identify(scan: ImageScan, manifest: Manifest | None) -> SlotImage:
+def identify(scan: ImageScan, manifest: Manifest | None, *, keys: bool) -> SlotImage:
     """What is known of an image, now that all of it was read back.
 
     Args:
         scan: of the whole image.
-        manifest: what announced it; its version, and its sequence if it is signed, are the image's.
+        manifest: what announced it; version and sequence of a signed one are the image's.
+        keys: whether keys are configured: then the version of a plain manifest, which anybody may have written, counts
+            for nothing, and the image has the version that is tagged inside of its signed bytes, or none.
 
     Raises:
         DigestError: it is not the image that was announced.
@@ -152,7 +154,9 @@ def identify(scan: ImageScan, manifest: Manifest | None) -> SlotImage:
         return image
     if manifest.size != scan.size or manifest.sha256 not in (None, whole):
         raise DigestError("what is stored is not the image that the manifest names")
-    return replace(image, version=manifest.version, sequence=manifest.seq if manifest.signed else None)
+    if manifest.signed:
+        return replace(image, version=manifest.version, sequence=manifest.seq)
+    return image if keys else replace(image, version=manifest.version)
 
 
 def check_hardware(manifest: Manifest, hardware: str | None) -> None:

@@ -5,11 +5,12 @@
 The rows below are asked in this order; the first that fits decides. Rules:
 - what makes the offer worthless (expired, other hardware, an older sequence) comes before what makes it needless;
 - a version that cannot be ordered is never installed by a policy that has to order it;
-- an image that was rolled back is not installed again, unless that is forced;
+- an image that was rolled back is not installed again, unless that is forced. Signed anew it looks like another one,
+  until the seal has its firmware;
 - the seal asks once more for what can only be known from flash: floor, digest, signature.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -253,6 +254,31 @@ def _wanted(manifest: Manifest, standing: Standing, policy: Policy) -> _Why:
     return Reason(policy.rule.value), f"version {manifest.version} replaces {standing.current or 'an unknown one'}"
 
 
+def check_sealed(manifest: Manifest, image: SlotImage, standing: Standing, policy: Policy) -> None:
+    """Decide about a sealed image once more, on a device with keys, where nobody signed what was announced.
+
+    A plain manifest can name any version. Then the one that is signed inside of the image has to be wanted as well; of
+    an image without one only this is known: whether it runs already.
+
+    Args:
+        manifest: that announced it.
+        image: what was read back, with the version of its tag.
+        standing: where the device stood when the offer was taken.
+        policy: which versions it wants.
+
+    Raises:
+        ManifestError: the image is not what the manifest made of it.
+    """
+    if manifest.signed:
+        return
+    if standing.image and standing.image.sha256 == image.sha256:
+        raise ManifestError(f"what is offered as version {manifest.version} is the firmware that runs")
+    if image.version is not None:
+        again = decide(replace(manifest, version=image.version), standing, policy, force=True)
+        if not again.update:
+            raise ManifestError(f"what is offered as version {manifest.version} is another one inside: {again.text}")
+
+
 def is_offered(image: SlotImage, manifest: Manifest) -> bool:
     """Whether a recorded image is the one that a manifest offers.
 
@@ -264,7 +290,7 @@ def is_offered(image: SlotImage, manifest: Manifest) -> bool:
         return False
     if manifest.sha256 is not None:
         return image.digest == manifest.sha256
-    return image.version == manifest.version
+    return _is_same(manifest.version, image.version)
 
 
 def _is_same(version: str, other: str | None) -> bool:

@@ -122,6 +122,14 @@ class BootRecord:
         """What is known of the image in `slot`."""
         return self.a if slot is Slot.A else self.b
 
+    def rolled_back(self, firmware: str) -> bool:
+        """Whether this is the firmware that was rolled back last, whoever signed it, and however often.
+
+        Args:
+            firmware: its hex digest, without trailer.
+        """
+        return firmware == self.failed_sha256
+
     def next(self, **changes: Any) -> "BootRecord":
         """The record that follows this one."""
         return replace(self, revision=self.revision + 1, **changes)

@@ -323,21 +323,36 @@ def test_an_image_is_told_by_what_was_read_and_what_announced_it() -> None:
     whole = attach(firmware, KEY.sign(sha256(firmware).digest()), Trailer.MGSG)
     digest = sha256(whole).hexdigest()
     scan = scanned(whole, Trailer.MGSG)
-    alone = identify(scan, None)
+    alone = identify(scan, None, keys=True)
     assert (alone.size, alone.image_size, alone.version) == (len(firmware), len(whole), "1.2.2")
     assert (alone.sha256, alone.image_sha256) == (sha256(firmware).hexdigest(), digest)
     said = manifest(size=len(whole), sha256=digest, signed=True)
-    announced = identify(scan, said)
-    assert (announced.version, announced.sequence, announced.digest) == ("1.2.3", 7, digest)
-    assert identify(scan, replace(said, signed=False)).sequence is None
-    assert identify(scan, replace(said, sha256=None)).version == "1.2.3"
+    for keys in (True, False):
+        announced = identify(scan, said, keys=keys)
+        assert (announced.version, announced.sequence, announced.digest) == ("1.2.3", 7, digest)
+    assert identify(scan, replace(said, sha256=None), keys=True).version == "1.2.3"
     for wrong in ({"size": len(whole) + 1}, {"sha256": "0" * 64}, {"sha256": sha256(firmware).hexdigest()}):
         with pytest.raises(DigestError):
-            identify(scan, replace(said, **wrong))
+            identify(scan, replace(said, **wrong), keys=True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "tag", "version"),
+    [(False, b"MG_VERSION:1.2.2\0", "1.2.3"), (True, b"MG_VERSION:1.2.2\0", "1.2.2"), (True, b"", None)],
+    ids=["without keys", "with keys", "with keys and no tag"],
+)
+def test_where_keys_are_configured_a_version_that_nobody_signed_is_none(
+    keys: bool, tag: bytes, version: str | None
+) -> None:
+    image = tag + b"and more"
+    scan = scanned(image, None)
+    said = manifest(size=len(image), sha256=None, seq=7, signed=False)
+    found = identify(scan, said, keys=keys)
+    assert (found.version, found.sequence) == (version, None)
 
 
 def test_an_image_without_a_trailer_has_one_digest() -> None:
-    found = identify(scanned(IMAGE, None), None)
+    found = identify(scanned(IMAGE, None), None, keys=False)
     assert (found.sha256, found.image_sha256, found.digest) == (DIGEST, None, DIGEST)
 
 

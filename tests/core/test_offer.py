@@ -8,7 +8,18 @@ import pytest
 
 from mgota.core.geometry import Slot
 from mgota.core.manifest import Manifest
-from mgota.core.offer import NEWER, SANE, Decision, Policy, Reason, Rule, Standing, decide
+from mgota.core.offer import (
+    NEWER,
+    SANE,
+    Decision,
+    Policy,
+    Reason,
+    Rule,
+    Standing,
+    check_sealed,
+    decide,
+    is_offered,
+)
 from mgota.core.record import BootRecord, SlotImage, State
 from mgota.errors import ConfigError, DowngradeError, ManifestError, TrialRunningError, WrongHardwareError
 
@@ -109,6 +120,54 @@ def test_an_image_that_was_rolled_back_is_not_installed_again_unless_forced(
         assert (decision.reason is Reason.FAILED_BEFORE) == failed
         assert offered("1.1", policy, manifest, record=record, force=True).update
     assert offered("1.2", record=record, force=True).reason is Reason.SAME
+
+
+SEALED = SlotImage(size=8, image_size=8, sha256=DIGEST, version="1.2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "policy", "words"),
+    [
+        ({}, NEWER, None),
+        ({"version": "1.3"}, NEWER, None),
+        ({"version": None}, NEWER, None),
+        ({"version": None}, PINNED, None),
+        ({"version": "1.1"}, NEWER, "Same version"),
+        ({"version": "1.0"}, NEWER, "older"),
+        ({"version": "1.0"}, DIFFERENT, None),
+        ({"version": "1.1"}, DIFFERENT, "Same version"),
+        ({"version": "nightly"}, NEWER, "cannot be ordered"),
+        ({"version": "1.3"}, PINNED, "is pinned"),
+    ],
+)
+def test_what_a_plain_manifest_says_has_to_be_wanted_by_the_version_inside_too(
+    changes: dict[str, Any], policy: Policy, words: str | None
+) -> None:
+    image = replace(SEALED, **changes)
+    runs = SlotImage(size=8, image_size=8, sha256=OTHER, version="1.1")
+    for standing in (Standing(current="1.1", image=runs), Standing(current="1.1")):
+        check_sealed(OFFER, image, standing, policy)  # that one is signed
+        if words is None:
+            check_sealed(PLAIN, image, standing, policy)
+        else:
+            with pytest.raises(ManifestError, match=words):
+                check_sealed(PLAIN, image, standing, policy)
+
+
+def test_the_firmware_that_runs_is_not_another_version_because_a_plain_manifest_says_so() -> None:
+    standing = Standing(image=replace(SEALED, version=None))
+    check_sealed(OFFER, SEALED, standing, DIFFERENT)
+    with pytest.raises(ManifestError, match="the firmware that runs"):
+        check_sealed(PLAIN, SEALED, standing, DIFFERENT)
+
+
+def test_a_recorded_image_is_what_is_offered_by_digest_or_else_by_version() -> None:
+    assert is_offered(SEALED, replace(PLAIN, version="1.2.0"))
+    assert not is_offered(SEALED, replace(PLAIN, version="1.2.1"))
+    assert not is_offered(SEALED, replace(PLAIN, size=9))
+    assert not is_offered(replace(SEALED, version=None), PLAIN)
+    assert is_offered(replace(SEALED, version=None), OFFER)
+    assert not is_offered(replace(SEALED, sha256=OTHER), OFFER)
 
 
 def test_expiry_with_a_clock_that_is_sane() -> None:

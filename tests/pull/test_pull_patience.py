@@ -71,7 +71,7 @@ async def test_a_byte_at_each_connection_is_given_up() -> None:
         async with fault_proxy("127.0.0.1", port, lambda number: [Fault.cut(cut + 2)] if number else []) as proxy:
             with pytest.raises(TransferError, match="10 tries that brought less than 100000 bytes/s"):
                 await install(one, f"http://127.0.0.1:{proxy.port}", "1", web)
-    assert 10 <= len(site.asked()) < 100
+    assert 9 <= len(site.asked()) < 100  # one may be written to the manifest's connection, which just closes
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 Rules:
 - what is decided is decided by `mgota.core.offer`, what is verified by the session that reads flash;
 - nothing of the device is touched before an image was found that it wants, and its server began to answer with it;
-- an activation that was cut off before its reset is finished first: it would lock out every other update;
+- an activation that was cut off before its reset is finished first: it would lock out every other update. An image that
+  is selected and waits for the next start is installed, as often as it is asked for;
+- what only flash can tell is decided at the seal: whose firmware was rolled back before, and which version is signed;
 - an image is resumed after a restart only if something decides about it in the end: a digest or a key. If what was put
   together so does not pass, it is fetched once more from its first byte, and only then refused;
 - the callback hears the seed's words: "Same version", "Pulling firmware", "OTA fail" and then why.
@@ -11,42 +13,33 @@ Rules:
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import anyio
 
 from mgota.core.boot import refuse_update
-from mgota.core.download import Tries, judge_metadata
 from mgota.core.keys import PublicKey
 from mgota.core.manifest import Manifest
 from mgota.core.note import identity_of
-from mgota.core.offer import NEWER, Decision, Policy, Reason, Standing, decide, is_offered
+from mgota.core.offer import NEWER, Decision, Policy, Reason, Standing, check_sealed, decide, is_offered
 from mgota.core.polls import Refusals
-from mgota.core.record import BootRecord, Outcome, State
+from mgota.core.record import BootRecord, State
 from mgota.core.signed_manifest import ManifestVerifier
-from mgota.core.weburl import check_source, resolved, with_query
+from mgota.core.weburl import check_source, resolved
 from mgota.device import Device
-from mgota.errors import OtaError, RejectedError, StalledError, TooLargeError, VerifyError
+from mgota.errors import FailedBeforeError, OtaError, RejectedError, TooLargeError, VerifyError
 from mgota.ports import Note
 from mgota.resume import Marks, Resume
 from mgota.session import OtaSession, check_size
-from mgota.transports.pull.attempts import heed, persevere
-from mgota.transports.pull.client import MAX_METADATA, Client, Web, read_some
+from mgota.transports.pull.asking import Query, deadline_of, metadata, within
+from mgota.transports.pull.client import Client, Web
 from mgota.transports.pull.hooks import Gate, Hooks, OnStatus, Postpone, tell
 from mgota.transports.pull.transfer import Transfer
 from mgota.trial import finish_activation
 from mgota.verified import VerifiedImage
 
 log = logging.getLogger("mgota.pull")
-
-UNIX: Final = 1
-"""`MG_ARCH_UNIX`, for the update servers of Mongoose."""
-
-_BOOT: Final = {State.CONFIRMED: 0, State.TESTING: 1, State.FAILED: 2}
-_ROLLED_BACK: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +71,11 @@ async def check(
     allow_plain: bool = False,
     policy: Policy = NEWER,
     force: bool = False,
+    floor: str | None = None,
     hardware: str | None = None,
     web: Web | None = None,
+    mongoose_query: bool = False,
+    device_id: str | None = None,
 ) -> Decision:
     """Ask what there is, and decide. Nothing is changed.
 
@@ -92,11 +88,14 @@ async def check(
         allow_plain: take manifests that nobody signed, too.
         policy: which versions are wanted.
         force: take an image that was rolled back before, too.
+        floor: of a device that is not here.
         hardware: the id of a device that is not here.
         web: how the server is reached.
+        mongoose_query: tell the server what runs here, as Mongoose 7.22 does.
+        device_id: the name in that query.
 
     Returns:
-        Whether there is an update, and why.
+        Whether there is an update, and why. What only the image itself can tell is not known yet.
 
     Raises:
         TransferError: there is no answer.
@@ -106,10 +105,12 @@ async def check(
     web = web or Web()
     rules = ManifestVerifier(keys=_keys(device, keys), threshold=threshold, allow_plain=allow_plain)
     check_source(url, allow_http=web.allow_http or bool(rules.keys))
-    standing = Standing(current=current_version, hardware=hardware)
+    standing = Standing(current=current_version, floor=floor, hardware=hardware)
     if device is not None:
         standing = await _standing(device, current_version)
-    async with _within(web, _deadline(web)), Client(web, url) as client:
+    if mongoose_query:
+        url = Query(device_id).on(url, standing.record or BootRecord(), standing.current)
+    async with within(web, deadline_of(web)), Client(web, url) as client:
         found, _ = await metadata(client, url, web)
     manifest = rules.open(found, standing.record.chain if standing.record else None).manifest
     return decide(manifest, standing, policy, now=time.time(), force=force)
@@ -124,7 +125,10 @@ def _keys(device: Device | None, keys: Sequence[PublicKey] | None) -> Sequence[P
 
 async def _standing(device: Device, current: str | None) -> Standing:
     record = (await device.load())[0] or BootRecord()
-    image = record.image(await device.flash.running_slot())
+    running = await device.flash.running_slot()
+    if record.state is State.TESTING and record.trial is running:
+        running = running.other  # selected, and not started yet: a boot makes it FAILED at once
+    image = record.image(running)
     current = current or (image.version if image else None)
     return Standing(current=current, image=image, record=record, floor=device.floor, hardware=device.hardware)
 
@@ -159,7 +163,7 @@ async def pull(
         threshold: how many of them have to.
         allow_plain: take manifests that nobody signed, too; the image's signature is verified all the same.
         policy: which versions are wanted.
-        force: install an image that was rolled back before, too.
+        force: install a firmware that was rolled back before, too.
         hooks: what the application is asked.
         on_status: told how it goes; cannot fail the update.
         note: where progress is marked, so that a download goes on after a restart.
@@ -168,7 +172,7 @@ async def pull(
         device_id: the name in that query.
         interval: seconds between polls, in that query.
         refusals: refused images of earlier pulls, which wait before they are fetched again.
-        on_decision: told what was decided, before anything is done.
+        on_decision: told what was decided, before anything is done; once more, if the seal decides otherwise.
 
     Returns:
         What was decided, and whether the image was installed. On a device with a reset line it does not return then.
@@ -176,8 +180,7 @@ async def pull(
     Raises:
         TransferError: the manifest or the image could not be had.
         RejectedError: the manifest or the image is refused. BusyError: another update, or a trial.
-        FlashError: the image could not be stored.
-        ConfigError: a URL may not be asked.
+        FlashError: the image could not be stored. ConfigError: a URL may not be asked.
     """
     web, refusals = web or Web(), refusals or Refusals()
     job = _Pull(
@@ -188,60 +191,19 @@ async def pull(
         hooks=hooks or Hooks(),
         on_status=on_status,
         note=note,
-        until=_deadline(web),
+        until=deadline_of(web),
         refusals=refusals,
         on_decision=on_decision,
-        query={"id": device_id or "", "interval": f"{interval:.0f}"} if mongoose_query else None,
+        query=Query(device_id, interval) if mongoose_query else None,
+        policy=policy,
+        force=force,
     )
     try:
-        return await job.run(current_version, policy, force=force)
+        return await job.run(current_version)
     except OtaError as exc:
         await tell(on_status, "OTA fail")
         await tell(on_status, str(exc) or type(exc).__name__)
         raise
-
-
-def _deadline(web: Web) -> float | None:
-    return None if web.deadline is None else anyio.current_time() + web.deadline
-
-
-@asynccontextmanager
-async def _within(web: Web, until: float | None) -> AsyncGenerator[None]:
-    """No longer than the deadline.
-
-    Raises:
-        StalledError: it has passed.
-    """
-    left = None if until is None else max(until - anyio.current_time(), 0.0)
-    with anyio.move_on_after(left) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise StalledError(f"not complete after {web.deadline:g} s")
-
-
-async def metadata(client: Client, url: str, web: Web) -> tuple[bytes, str]:
-    """The bytes of a manifest, and the URL that they came from in the end.
-
-    Args:
-        client: connections.
-        url: of the manifest, with its query.
-        web: limits and patience.
-
-    Raises:
-        TransferError: it could not be had, however often it was tried.
-    """
-
-    async def attempt() -> tuple[bytes, str]:
-        found, base = b"", url
-        with anyio.move_on_after(web.metadata) as scope:
-            async with client.get(url, [("Accept-Encoding", "identity"), ("Cache-Control", "no-cache")]) as incoming:
-                heed(judge_metadata(incoming.answer, limit=MAX_METADATA, now=time.time()))
-                found, base = await read_some(incoming, MAX_METADATA), incoming.url
-        if scope.cancelled_caught:
-            raise StalledError(f"the manifest was not there after {web.metadata:g} s")
-        return found, base
-
-    return await persevere(Tries(web.patience), attempt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,36 +220,47 @@ class _Pull:
     until: float | None
     refusals: Refusals
     on_decision: Callable[[Decision], None] | None
-    query: dict[str, str] | None = field(default=None)
+    query: Query | None
+    policy: Policy
+    force: bool
 
     @property
     def _allow_http(self) -> bool:
         return self.web.allow_http or bool(self.rules.keys)
 
-    async def run(self, current: str | None, policy: Policy, *, force: bool) -> Pulled:
+    async def run(self, current: str | None) -> Pulled:
         """All of it."""
         check_source(self.url, allow_http=self._allow_http)
         standing = await _standing(self.device, current)
         record = standing.record or BootRecord()
         async with Client(self.web, self.url) as client:
             manifest, base = await self._manifest(client, record, standing.current)
-            decision = decide(manifest, standing, policy, now=time.time(), force=force)
+            decision = decide(manifest, standing, self.policy, now=time.time(), force=self.force)
             if self.on_decision:
                 self.on_decision(decision)
-            finished = await finish_activation(self.device)
+            await finish_activation(self.device)
             decision.check()
             if not decision.update:
                 await tell(self.on_status, "Same version" if decision.reason is Reason.SAME else decision.text)
                 return Pulled(decision=decision)
-            if finished:
+            if record.state is State.TESTING:  # the image that is offered, or the decision were another one
                 return Pulled(decision=decision, installed=True)
-            return await self._staged(record, decision) or await self._install(client, base, decision)
+            try:
+                return await self._staged(record, decision) or await self._install(client, base, decision, standing)
+            except FailedBeforeError as exc:
+                return await self._failed_before(decision, exc)
+
+    async def _failed_before(self, decision: Decision, exc: FailedBeforeError) -> Pulled:
+        """What only the seal could tell: in another image, this is the firmware that was rolled back."""
+        decision = replace(decision, update=False, reason=Reason.FAILED_BEFORE, text=str(exc))
+        if self.on_decision:
+            self.on_decision(decision)
+        await tell(self.on_status, decision.text)
+        return Pulled(decision=decision)
 
     async def _manifest(self, client: Client, record: BootRecord, current: str | None) -> tuple[Manifest, str]:
-        url = self.url
-        if self.query is not None:
-            url = with_query(url, {"arch": str(UNIX), "version": current or "", **self.query, "boot": _boot(record)})
-        async with _within(self.web, self.until):
+        url = self.query.on(self.url, record, current) if self.query else self.url
+        async with within(self.web, self.until):
             data, base = await metadata(client, url, self.web)
         opened = self.rules.open(data, record.chain)
         await self.device.remember(opened.chain)
@@ -298,6 +271,8 @@ class _Pull:
         image = record.image(record.staged) if record.staged else None
         if image is None or not is_offered(image, decision.manifest):
             return None
+        if record.rolled_back(image.sha256) and not self.force:
+            raise FailedBeforeError("already failed: the firmware that waits staged was rolled back")
         if answer := await self.hooks.ask(Gate.ACTIVATE, decision):  # before all of it is read
             return _put_off(decision, answer)
         try:
@@ -310,7 +285,7 @@ class _Pull:
         await self.device.activate(verified)
         return Pulled(decision=decision, installed=True)
 
-    async def _install(self, client: Client, base: str, decision: Decision) -> Pulled:
+    async def _install(self, client: Client, base: str, decision: Decision, standing: Standing) -> Pulled:
         manifest = decision.manifest
         url = resolved(base, manifest.url)
         check_source(url, allow_http=self._allow_http)
@@ -322,21 +297,23 @@ class _Pull:
             if answer := await self.hooks.ask(gate, decision):
                 return Pulled(decision=decision, postponed=gate, after=answer.seconds)
         try:
-            return await self._fetch(client, url, decision)
-        except TooLargeError:
-            raise  # no fault of the image: room may come
+            return await self._fetch(client, url, decision, standing)
+        except (TooLargeError, FailedBeforeError):
+            raise  # room may come; and what failed is remembered in the record
         except RejectedError:
             self.refusals.note(name, anyio.current_time())
             raise
 
-    async def _fetch(self, client: Client, url: str, decision: Decision) -> Pulled:
+    async def _fetch(self, client: Client, url: str, decision: Decision, standing: Standing) -> Pulled:
         manifest = decision.manifest
         await tell(self.on_status, "Pulling firmware")
         resume = self._resume(manifest, url)
         async with Transfer(client, url, manifest.size, self.web) as transfer:
             await self._look(transfer, manifest, resume)
-            session = OtaSession(self.device, size=manifest.size, manifest=manifest, resume=resume)
-            return await self._stored(transfer, session, decision)
+            session = OtaSession(
+                self.device, size=manifest.size, manifest=manifest, resume=resume, refuse_failed=not self.force
+            )
+            return await self._stored(transfer, session, decision, standing)
 
     async def _look(self, transfer: Transfer, manifest: Manifest, resume: Resume | None) -> None:
         """See that the image is there, before room is made for it; what broke off has its room already."""
@@ -346,12 +323,14 @@ class _Pull:
         staging = (await self.device.flash.running_slot()).other
         if record and resume and await Marks(resume, manifest.size).promise(record, staging):
             return
-        async with _within(self.web, self.until):
+        async with within(self.web, self.until):
             await transfer.look()
 
-    async def _stored(self, transfer: Transfer, session: OtaSession, decision: Decision) -> Pulled:
+    async def _stored(self, transfer: Transfer, session: OtaSession, decision: Decision, standing: Standing) -> Pulled:
         async with session:
             sealed = await self._sealed(transfer, session)
+            if self.device.verifier:
+                check_sealed(decision.manifest, sealed.image, standing, self.policy)
             if self.hooks.may_activate is None:
                 await session.activate(sealed)
                 return Pulled(decision=decision, installed=True)
@@ -368,10 +347,12 @@ class _Pull:
 
     async def _sealed(self, transfer: Transfer, session: OtaSession) -> VerifiedImage:
         while True:
-            async with _within(self.web, self.until):
+            async with within(self.web, self.until):
                 await transfer.into(session)
             try:
                 return await session.seal()
+            except FailedBeforeError:
+                raise
             except (RejectedError, VerifyError) as exc:
                 if not session.resumed:
                     raise
@@ -381,9 +362,3 @@ class _Pull:
 
 def _put_off(decision: Decision, answer: Postpone) -> Pulled:
     return Pulled(decision=decision, staged=True, postponed=Gate.ACTIVATE, after=answer.seconds)
-
-
-def _boot(record: BootRecord) -> str:
-    """The state as Mongoose 7.22 counts it: 3 is CONFIRMED after a roll back."""
-    rolled_back = record.state is State.CONFIRMED and record.outcome is Outcome.ROLLED_BACK
-    return str(_ROLLED_BACK if rolled_back else _BOOT[record.state])
