@@ -198,12 +198,7 @@ async def pull(
         policy=policy,
         force=force,
     )
-    try:
-        return await job.run(current_version)
-    except OtaError as exc:
-        await tell(on_status, "OTA fail")
-        await tell(on_status, str(exc) or type(exc).__name__)
-        raise
+    return await job.run(current_version)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +224,15 @@ class _Pull:
         return self.web.allow_http or bool(self.rules.keys)
 
     async def run(self, current: str | None) -> Pulled:
-        """All of it."""
+        """All of it, and its failure told."""
+        try:
+            return await self._run(current)
+        except OtaError as exc:
+            await tell(self.on_status, "OTA fail")
+            await tell(self.on_status, str(exc) or type(exc).__name__)
+            raise
+
+    async def _run(self, current: str | None) -> Pulled:
         check_source(self.url, allow_http=self._allow_http)
         standing = await _standing(self.device, current)
         record = standing.record or BootRecord()
