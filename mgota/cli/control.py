@@ -74,7 +74,10 @@ async def acting(device: Device, act: Callable[[Device], Awaitable[str]]) -> Non
 @click.command()
 @_where
 def status(*, url: str | None, directory: Path | None, config: Path | None, as_json: bool, **client: Any) -> None:
-    """Tell what a device is at: URL, --dir DIR, or this machine by its configuration file."""
+    """Tell what a device is at: URL, --dir DIR, or this machine by its configuration file.
+
+    URL is http://HOST:PORT, or mqtt://BROKER/ROOT/DEVICE for one behind a broker.
+    """
     here = _here(url, directory, config)
     found = anyio.run(_local_status, here) if here else anyio.run(remote_at(url or "", **client).status)
     click.echo(json.dumps(found) if as_json else describe(found))
@@ -112,7 +115,10 @@ def _image(image: Found | None) -> str:
 @click.command()
 @_where
 def commit(*, url: str | None, directory: Path | None, config: Path | None, as_json: bool, **client: Any) -> None:
-    """Make the image on trial permanent, on URL, in --dir DIR or on this machine. Nothing happens if none is."""
+    """Make the image on trial permanent, on URL, in --dir DIR or on this machine. Nothing happens if none is.
+
+    URL is http://HOST:PORT, or mqtt://BROKER/ROOT/DEVICE for one behind a broker.
+    """
     here = _here(url, directory, config)
     if here:
         committed = anyio.run(_local_commit, here)
@@ -143,7 +149,10 @@ def _is_rolled_back(before: Found, now: Found) -> bool:
 @click.command()
 @_where
 def rollback(*, url: str | None, directory: Path | None, config: Path | None, as_json: bool, **client: Any) -> None:
-    """Return to the previous image, on URL, in --dir DIR or on this machine: if it is whole and was committed."""
+    """Return to the previous image, on URL, in --dir DIR or on this machine: if it is whole and was committed.
+
+    URL is http://HOST:PORT, or mqtt://BROKER/ROOT/DEVICE for one behind a broker.
+    """
     here = _here(url, directory, config)
     if here:
         anyio.run(_local_rollback, here, as_json)

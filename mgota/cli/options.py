@@ -130,7 +130,11 @@ def client_options(command: F) -> F:
         click.option("--user-file", type=FILE, metavar="FILE", help="One line, user:password, for device or broker."),
         click.option("--token-file", type=FILE, metavar="FILE", help="One line, a bearer token, for http."),
         click.option(
-            "--mqtt-version", type=click.Choice(["3.1.1", "5"]), default="3.1.1", show_default=True, help="For mqtt."
+            "--mqtt-version",
+            type=click.Choice(["auto", "3.1.1", "5"]),
+            default="auto",
+            show_default=True,
+            help="For mqtt: auto is 5, or 3.1.1 where the broker does not take that.",
         ),
     ):
         command = option(command)
@@ -262,6 +266,8 @@ def remote_at(
         context = context if url.lower().startswith("mqtts:") else None  # as for http: what needs none gets none
         version = cast(Any, mqtt_version)
         return sender.Remote(url, user=user, ssl_context=context, timeout=timeout, version=version, **mqtt)
+    if url.partition("://")[0].lower() not in {"http", "https"}:
+        raise ConfigError("the URL of a device is http://HOST:PORT, https://HOST:PORT or mqtt://BROKER/ROOT/DEVICE")
     if token is None and token_file is not None:
         token = lines_of(token_file, "token file")[0]
     from mgota.transports.http.push import Remote as HttpRemote  # noqa: PLC0415  a device that serves does not push

@@ -18,7 +18,7 @@ from mgota.cli.options import FILE, as_json, client_options, is_mqtt, read_text,
 from mgota.cli.packing import compress_option, outgoing
 from mgota.core.unpack import Packing
 from mgota.errors import ConfigError, OtaError, TransferError
-from mgota.outgoing import Progress
+from mgota.outgoing import Progress, Remote
 from mgota.packed import Packed
 
 log = logging.getLogger("mgota.cli")
@@ -74,25 +74,23 @@ def push(
     if not image.is_file():
         raise ConfigError(f"there is no image {image}")
     mqtt: dict[str, Any] = {"stop_and_wait": stop_and_wait, "chunk": chunk, **({"window": window} if window else {})}
-    targets = read_devices(devices) if devices else [(url or "", None)]
-    if not any(is_mqtt(where) for where, _ in targets) and (window or chunk or stop_and_wait):
+    targets = read_devices(devices) if devices else [Target(url or "")]
+    if not any(is_mqtt(target.url) for target in targets) and (window or chunk or stop_and_wait):
         raise click.UsageError("--window, --chunk and --stop-and-wait are for mqtt://")
-    if compress in set(Packing) and all(is_mqtt(where) for where, _ in targets):
+    if compress in set(Packing) and all(is_mqtt(target.url) for target in targets):
         raise click.UsageError("--compress is for http")
-    tokenless = {**client, "token_file": None}  # the token is for those of the file that are reached over HTTP
     with outgoing(image, compress) as (packed, plain):
 
-        def push_to(where: str, token: str | None = None) -> Push:
-            options = tokenless if devices and is_mqtt(where) else client
-            remote = remote_at(where, token=token, **options, **mqtt)
-            sent = plain() if is_mqtt(where) else packed
+        def push_to(target: Target) -> Push:
+            remote = _remote_of(target, client, mqtt)
+            sent = plain() if is_mqtt(target.url) else packed
             size = sent.size if isinstance(sent, Packed) else None
-            return Push(_shown(where), partial(remote.push, cast(Any, sent)), size)
+            return Push(_shown(target.url), partial(remote.push, cast(Any, sent)), size)
 
         if devices is None:
-            _push_one(image.name, push_to(url or ""), told=as_json)
+            _push_one(image.name, push_to(targets[0]), told=as_json)
             return
-        results = anyio.run(_push_all, [push_to(*target) for target in targets], jobs, as_json)
+        results = anyio.run(_push_all, [push_to(target) for target in targets], jobs, as_json)
     if as_json:
         click.echo(json.dumps([asdict(result) for result in results]))
     else:
@@ -101,30 +99,58 @@ def push(
         raise TransferError(f"{failed} of {len(results)} devices did not take the image")
 
 
-def read_devices(path: Path) -> list[tuple[str, str | None]]:
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A device to push to.
+
+    Args:
+        url: where.
+        token: its own, if it has one.
+        place: file and line that name it; "" if the command line does.
+    """
+
+    url: str
+    token: str | None = None
+    place: str = ""
+
+
+def _remote_of(target: Target, client: dict[str, Any], mqtt: dict[str, Any]) -> Remote:
+    """The way to a device.
+
+    Raises:
+        ConfigError: its URL is none, or an option cannot be; the line is named if it stands in a file.
+    """
+    # The token of the command line is for those of a file that are reached over HTTP.
+    options = {**client, "token_file": None} if target.place and is_mqtt(target.url) else client
+    try:
+        return remote_at(target.url, token=target.token, **options, **mqtt)
+    except ConfigError as exc:
+        raise ConfigError(f"{target.place}: {exc}" if target.place else str(exc)) from exc
+
+
+def read_devices(path: Path) -> list[Target]:
     """URLs, and tokens where a device has its own.
 
     Raises:
-        ConfigError: the file cannot be read, is empty, names a device twice, or has a line with too many words.
+        ConfigError: the file cannot be read, is empty, names a device twice, or has a line that is no URL and token.
     """
-    found: dict[str, str | None] = {}
+    found: dict[str, Target] = {}
     for number, line in enumerate(read_text(path, "file of devices").splitlines(), 1):
+        place = f"{path}, line {number}"
         words = line.split()
         comment = next((at for at, word in enumerate(words) if word.startswith("#")), len(words))
         match words[:comment]:
             case []:
                 continue
             case [url] | [url, _] if url in found:
-                raise ConfigError(f"{path}, line {number}: this device stands there twice")
-            case [url]:
-                found[url] = None
-            case [url, token]:
-                found[url] = token
+                raise ConfigError(f"{place}: this device stands there twice")
+            case [url, *token] if len(token) <= 1:
+                found[url] = Target(url, token[0] if token else None, place)
             case _:
-                raise ConfigError(f"{path}, line {number}: more than a URL and a token")
+                raise ConfigError(f"{place}: more than a URL and a token")
     if not found:
         raise ConfigError(f"{path} names no device")
-    return list(found.items())
+    return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)

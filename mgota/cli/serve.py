@@ -46,6 +46,11 @@ from mgota.transports.http import serve as serve_http
 @click.option("--client-ca", type=FILE, metavar="PEM", help="Let in only who shows a certificate of this CA.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Answer to this name, too; may be repeated.")
 @click.option("--insecure", is_flag=True, help="Listen beyond loopback without any authentication.")
+@click.option(
+    "--legacy-get",
+    is_flag=True,
+    help="Let GET commit and roll back, as Mongoose's older dashboards do. Any web page can make a browser send that.",
+)
 @ways_options
 @polling_options
 @click.option("--page/--no-page", default=True, show_default=True, help="Show the updater page at / to browsers.")
@@ -66,6 +71,7 @@ def serve(
     client_ca: Path | None,
     allow_host: tuple[str, ...],
     insecure: bool,
+    legacy_get: bool,
     page: bool,
     ways: tuple[Serving, ...],
 ) -> None:
@@ -97,6 +103,7 @@ def serve(
             "ssl_context": context,
             "insecure": insecure,
             "allow_hosts": allow_host,
+            "legacy_get": legacy_get,
             "page": "/" if page else None,
         }
         serving = together([partial(serve_http, listeners=[listener], **options), *ways])

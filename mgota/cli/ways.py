@@ -30,13 +30,15 @@ def ways_options(command: F) -> F:
     def checked(**arguments: Any) -> Any:
         found = {name: arguments.pop(name) for name in _MQTT}
         ways = [mqtt_way(**found)] if found["mqtt"] else []
-        if not ways and any(found[name] for name in _MQTT[1:-1]):
-            raise click.UsageError("--mqtt-user-file, --mqtt-cacert, --mqtt-cert and --mqtt-key-file belong to --mqtt")
+        if not ways and any(found[name] for name in _MQTT[1:]):
+            raise click.UsageError("--mqtt-version, --mqtt-user-file, --mqtt-cacert and the like belong to --mqtt URL")
         return command(ways=tuple(ways), **arguments)
 
     for option in (
         click.option(
-            "--mqtt-version", type=click.Choice(["3.1.1", "5"]), default="3.1.1", show_default=True, help="Of MQTT."
+            "--mqtt-version",
+            type=click.Choice(["auto", "3.1.1", "5"]),
+            help="Of MQTT.  [default: auto: 5, or 3.1.1 where the broker does not take that]",
         ),
         click.option("--mqtt-key-file", type=FILE, metavar="PEM", help="The key of --mqtt-cert, if elsewhere."),
         click.option("--mqtt-cert", type=FILE, metavar="PEM", help="A certificate to show to the broker."),
@@ -68,18 +70,20 @@ def mqtt_way(
     mqtt_cacert: Path | None,
     mqtt_cert: Path | None,
     mqtt_key_file: Path | None,
-    mqtt_version: str,
+    mqtt_version: str | None,
 ) -> Serving:
     """By a broker.
 
     Raises:
-        ConfigError: the URL is none, or a file cannot be read or used.
+        ConfigError: the URL is none, a file cannot be read or used, or aiomqtt is not installed.
     """
     if not is_mqtt(mqtt):
         raise click.UsageError("--mqtt takes mqtt://HOST:PORT/ROOT/DEVICE, or mqtts: for TLS")
     from mgota.transports.mqtt import Broker, serve  # noqa: PLC0415  who does not use MQTT does not load it
+    from mgota.transports.mqtt.connection import check_installed  # noqa: PLC0415  the same
 
+    check_installed()
     user = read_user(lines_of(mqtt_user_file, "user file")[0], mqtt_user_file) if mqtt_user_file else None
     context = client_context(mqtt_cacert, mqtt_cert, mqtt_key_file)
-    broker = Broker.from_url(mqtt, user=user, ssl_context=context, version=cast(Any, mqtt_version))
+    broker = Broker.from_url(mqtt, user=user, ssl_context=context, version=cast(Any, mqtt_version or "auto"))
     return partial(serve, broker=broker)

@@ -327,7 +327,7 @@ class MqttSection:
     cacert: str | None = None
     cert: str | None = None
     key_file: str | None = None
-    version: Literal["3.1.1", "5"] = "3.1.1"
+    version: Literal["auto", "3.1.1", "5"] = "auto"
 
     def contradictions(self) -> Contradictions:
         """What makes no sense."""

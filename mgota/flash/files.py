@@ -183,9 +183,11 @@ def replace_file(
     try:
         _write_new(temporary, pieces, mode)
         temporary.replace(target)
-    except BaseException:
+    except BaseException as exc:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(exc, OSError) and exc.filename is not None:
+            exc.filename, exc.filename2 = os.fspath(path), None  # the temporary's name would tell a person nothing
         raise
     sync_directory(target.parent)
 

@@ -16,7 +16,7 @@ from terminal import PROGRAM, Serving, Shop, Terminal, run
 
 from mgota.cli import push as module
 from mgota.cli.control import describe
-from mgota.cli.push import read_devices
+from mgota.cli.push import Target, read_devices
 from mgota.errors import ConfigError, TransferError
 from mgota.flash.files import FileLock
 from mgota.transports.http.push import Remote
@@ -33,7 +33,11 @@ def closed() -> Iterator[str]:
 def test_the_file_of_devices(tmp_path: Path) -> None:
     path = tmp_path / "devices"
     path.write_text("# hall\n\n  http://a:1\nhttp://b:2 tok#en # the token is tok#en\nhttp://c:3 #none\n")
-    assert read_devices(path) == [("http://a:1", None), ("http://b:2", "tok#en"), ("http://c:3", None)]
+    assert read_devices(path) == [
+        Target("http://a:1", None, f"{path}, line 3"),
+        Target("http://b:2", "tok#en", f"{path}, line 4"),
+        Target("http://c:3", None, f"{path}, line 5"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -50,6 +54,17 @@ def test_a_file_of_devices_that_is_wrong(tmp_path: Path, text: str, words: str) 
     path.write_text(text)
     with pytest.raises(ConfigError, match=words):
         read_devices(path)
+
+
+@pytest.mark.parametrize("bad", ["ftp://x", "x", "mqtt://h/one", "mqtt://h/root/#", "http://"])
+def test_a_line_that_is_no_url_is_named_and_nothing_is_sent(
+    shop: Shop, mgota: Terminal, tmp_path: Path, bad: str
+) -> None:
+    path = tmp_path / "devices"
+    path.write_text(f"http://127.0.0.1:1\n\n{bad}\n")
+    line = mgota("push", shop.image("1"), "--devices", path).line
+    assert line.startswith(f"mgota: {path}, line 3: ")
+    assert "URL" in line
 
 
 def test_push_to_many_tells_of_each_and_fails_if_one_does(

@@ -46,6 +46,17 @@ def test_without_the_part_from_npm_it_says_what_to_do(mgota: Terminal, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+def test_where_it_cannot_be_written_the_file_that_was_asked_for_is_named(
+    mgota: Terminal, tmp_path: Path, parts: dict[str, bytes]
+) -> None:
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "missing" / "updater.html", tmp_path / "folder.html", tmp_path / "file" / "updater.html"):
+        line = mgota("page", path).line
+        assert line.startswith(f"mgota: {path}: ")
+        assert "tmp" not in line.removeprefix(f"mgota: {path}: ")
+
+
 def test_an_installation_without_the_page_says_so(mgota: Terminal, tmp_path: Path, parts: dict[str, bytes]) -> None:
     parts.clear()
     assert "not in this installation" in mgota("page", tmp_path / "updater.html").line

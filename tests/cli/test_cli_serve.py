@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+import urllib.request
 from pathlib import Path
 
 import anyio
@@ -241,6 +242,14 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         paths[name] = directory / f"{name}.pem"
         paths[name].write_bytes(made.public_bytes(encoding) + private)
     return paths
+
+
+def test_older_dashboards_commit_by_get_where_they_may(tmp_path: Path) -> None:
+    with (
+        Serving("--slots", tmp_path / "d", "--legacy-get") as device,
+        urllib.request.urlopen(f"{device.url}/api/firmware/commit", timeout=10) as reply,
+    ):
+        assert reply.read() == b"true\n"
 
 
 def test_two_devices_in_one_place_do_not_update_at_once(shop: Shop, mgota: Terminal, place: list[object]) -> None:

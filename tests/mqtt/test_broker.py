@@ -8,11 +8,14 @@ from pathlib import Path
 
 import anyio
 import pytest
+from fake_device import FakeDevice
 from mosquitto import Mosquitto, free_ports
 
+from mgota.core.rpc import MAX_FRAME
 from mgota.errors import ConfigError, TransferError
 from mgota.testing import Fault, Way, fault_proxy
-from mgota.transports.mqtt.broker import Broker, Version, backoff
+from mgota.transports.mqtt import serve
+from mgota.transports.mqtt.broker import MAX_PACKET, Broker, Version, backoff
 from mgota.transports.mqtt.connection import Message, Will, connected
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.program("mosquitto")]
@@ -29,7 +32,7 @@ class Mailbox:
         return self.messages
 
 
-@pytest.mark.parametrize("version", ["3.1.1", "5"])
+@pytest.mark.parametrize("version", ["auto", "3.1.1", "5"])
 async def test_what_is_published_is_delivered(mosquitto: Mosquitto, version: Version) -> None:
     broker = Broker.from_url(f"{mosquitto.url}/site/one/7", version=version)
     assert broker.topic("rx") == "site/one/7/rx"
@@ -77,11 +80,64 @@ async def test_a_broker_that_goes_is_noticed_and_the_will_is_published(mosquitto
         assert (await box.wait())[0].payload == b"gone"
 
 
+async def test_who_sends_too_much_at_once_costs_no_memory(mosquitto: Mosquitto) -> None:
+    """The broker keeps such a message away from who says, in MQTT 5, what it takes."""
+    broker = Broker.from_url(f"{mosquitto.url}/mg/123")
+    box = Mailbox()
+    async with connected(broker, box.messages.append) as link:
+        await link.subscribe(broker.topic("rx"))
+        await link.publish(broker.topic("rx"), bytes(MAX_PACKET + 1), qos=1)
+        await link.publish(broker.topic("rx"), bytes(MAX_FRAME), qos=1)
+        assert [len(message.payload) for message in await box.wait()] == [MAX_FRAME]
+
+
+@pytest.mark.parametrize("how", [b"\x20\x02\x00\x01", b""])
+async def test_a_broker_that_does_not_speak_mqtt_5(mosquitto: Mosquitto, how: bytes) -> None:
+    """It says so (MQTT 3.1.1, MQTT-3.1.2-2), or just hangs up; for 3.1.1 it is a real one."""
+    asked: list[int] = []
+
+    async def broker(client: anyio.abc.SocketStream) -> None:
+        async with client:
+            head = await client.receive()
+            asked.append(head[head.index(b"MQTT") + 4])
+            if asked[-1] == 5:
+                await (client.send(how) if how else anyio.lowlevel.checkpoint())
+                return
+            async with await anyio.connect_tcp("127.0.0.1", mosquitto.port) as real, anyio.create_task_group() as tasks:
+                await real.send(head)
+                tasks.start_soon(pump, real, client)
+                await pump(client, real)
+                tasks.cancel_scope.cancel()
+
+    async def pump(source: anyio.abc.SocketStream, sink: anyio.abc.SocketStream) -> None:
+        with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+            async for data in source:
+                await sink.send(data)
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(anyio.abc.SocketAttribute.local_port)
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, broker)
+        url = f"mqtt://127.0.0.1:{port}/mg/123"
+        box = Mailbox()
+        for _ in range(2):  # the second time it is known
+            async with connected(Broker.from_url(url), box.messages.append) as link:
+                await link.subscribe("mg/123/rx")
+                await link.publish("mg/123/rx", b"hello", qos=1)
+                await box.wait()
+        assert asked == [5, 4, 4]
+        with pytest.raises((ConfigError, TransferError)):
+            async with connected(Broker.from_url(url, version="5"), box.messages.append):
+                pass
+        assert asked == [5, 4, 4, 5]
+        tasks.cancel_scope.cancel()
+
+
 async def test_passwords(tmp_path: Path) -> None:
     with Mosquitto(tmp_path / "m", users={"joe": "pass:word"}) as mosquitto:
         url = f"{mosquitto.url}/mg/123"
         box = Mailbox()
-        for version in ("3.1.1", "5"):
+        for version in ("auto", "3.1.1", "5"):
             async with connected(Broker.from_url(url, user=("joe", "pass:word"), version=version), box.messages.append):
                 pass
             for user in (None, ("joe", "wrong"), ("", "x")):
@@ -164,6 +220,13 @@ async def test_what_is_no_url_of_a_device(url: str) -> None:
         Broker.from_url(url)
 
 
+@pytest.mark.parametrize("url", ["mqtt://h/root/#", "mqtt://h/root/+", "mqtt://h/+/d", "mqtt://h/#"])
+async def test_wildcards_are_named_as_what_is_wrong(url: str) -> None:
+    with pytest.raises(ConfigError, match="wildcards"):
+        Broker.from_url(url)
+    assert Broker.from_url("mqtt://joe:a+b@h/r/d").user == ("joe", "a+b")
+
+
 async def test_what_a_broker_is() -> None:
     broker = Broker.from_url("mqtts://joe:s3cret@[::1]/r/d")
     assert (broker.host, broker.port, broker.root, broker.device) == ("::1", 8883, "r", "d")
@@ -242,4 +305,7 @@ async def test_who_has_no_aiomqtt_is_told_how_to_get_it(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "aiomqtt", None)
     with pytest.raises(ConfigError, match=r"pip install 'mgota\[mqtt\]'"):
         async with connected(Broker.from_url("mqtt://127.0.0.1/mg/123"), print):
+            pass
+    with pytest.raises(ConfigError, match=r"pip install 'mgota\[mqtt\]'"):  # and does not try for ever
+        async with serve(FakeDevice().device, "mqtt://127.0.0.1/mg/123"):
             pass

@@ -143,6 +143,11 @@ def test_urls_that_are_none(shop: Shop, mgota: Terminal, bad: str) -> None:
     assert "URL" in mgota("push", shop.image("1"), bad).line
 
 
+@pytest.mark.parametrize("command", ["status", "commit", "rollback", "push"])
+def test_the_help_tells_of_mqtt(mgota: Terminal, command: str) -> None:
+    assert "mqtt://BROKER/ROOT/DEVICE" in mgota.ok(command, "--help").out
+
+
 def test_a_token_is_for_http(shop: Shop, mgota: Terminal, tmp_path: Path, url: str) -> None:
     (tmp_path / "token").write_text("s3cret\n")
     line = mgota("push", shop.image("1"), url, "--token-file", tmp_path / "token").line

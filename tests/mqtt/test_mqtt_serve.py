@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import anyio
@@ -78,6 +79,8 @@ def test_a_broker_that_is_down_at_the_start_and_a_device_on_http_all_the_same(
         (["--mqtt", "mqtt://h/a/b", "--mqtt-user-file", "missing"], "missing"),
         (["--mqtt", "mqtts://h/a/b", "--mqtt-key-file", "x"], "--cert"),
         (["--mqtt-user-file", "x"], "--mqtt"),
+        (["--mqtt-version", "5"], "belong to --mqtt URL"),
+        (["--mqtt", "mqtt://h/root/#"], "wildcards"),
     ],
 )
 def test_what_is_wrong_at_the_start_is_one_line_and_nothing_is_made(
@@ -86,6 +89,23 @@ def test_what_is_wrong_at_the_start_is_one_line_and_nothing_is_made(
     done = mgota("serve", "--slots", tmp_path / "device", "--port", "0", *options)
     assert done.code != 0
     assert words in done.err
+    assert not (tmp_path / "device").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "options", "extra"),
+    [
+        ("aiomqtt", ["--mqtt", "mqtt://h/a/b"], "mgota[mqtt]"),
+        ("httpx", ["--pull", "https://updates.example/m.json"], "mgota[pull]"),
+    ],
+)
+def test_an_extra_that_is_not_installed_is_named_at_the_start(
+    mgota: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, options: list[str], extra: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("mgota.transports.pull")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert extra in mgota("serve", "--slots", tmp_path / "device", "--port", "0", *options).line
     assert not (tmp_path / "device").exists()
 
 

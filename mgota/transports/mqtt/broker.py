@@ -21,11 +21,14 @@ PORT: Final = 1883
 TLS_PORT: Final = 8883
 MAX_PACKET: Final = MAX_FRAME + 1024
 """Bytes of the longest message. A broker that speaks MQTT 5 keeps longer ones away; for 3.1.1 that is its
-configuration (mosquitto: `message_size_limit`)."""
+configuration (mosquitto: `message_size_limit`, or `max_packet_size`)."""
 
 _MAX_TOPIC: Final = 512
 
-Version = Literal["3.1.1", "5"]
+Spoken = Literal["3.1.1", "5"]
+Version = Literal["auto", "3.1.1", "5"]
+"""Of MQTT. "auto" is 5, and 3.1.1 where the broker does not take that."""
+
 Direction = Literal["rx", "tx", "status"]
 
 
@@ -40,7 +43,7 @@ class Broker:
         device: the device's name, one level.
         user: name and password, or None.
         ssl_context: makes it TLS, with client certificates if it has some.
-        version: of the protocol: "3.1.1" or "5".
+        version: of the protocol: "3.1.1", "5", or "auto".
         keepalive: seconds of silence after which either end asks whether the other is still there.
         timeout: seconds that a step of connecting, or an acknowledgement, may take.
 
@@ -54,7 +57,7 @@ class Broker:
     device: str
     user: tuple[str, str] | None = field(default=None, repr=False)
     ssl_context: ssl.SSLContext | None = None
-    version: Version = "3.1.1"
+    version: Version = "auto"
     keepalive: int = 30
     timeout: float = 10.0
 
@@ -68,7 +71,7 @@ class Broker:
                 )
         if len(self.topic("status").encode()) > _MAX_TOPIC:
             raise ConfigError(f"the topic is longer than {_MAX_TOPIC} bytes")
-        if self.version not in {"3.1.1", "5"}:
+        if self.version not in {"auto", "3.1.1", "5"}:
             raise ConfigError(f"MQTT {self.version} is not spoken here: 3.1.1 and 5 are")
         if not 1 <= self.keepalive <= 65535 or self.timeout <= 0:
             raise ConfigError("a broker's times are more than nothing")
@@ -82,7 +85,7 @@ class Broker:
         *,
         user: tuple[str, str] | None = None,
         ssl_context: ssl.SSLContext | None = None,
-        version: Version = "3.1.1",
+        version: Version = "auto",
         keepalive: int = 30,
         timeout: float = 10.0,
     ) -> Self:
@@ -104,7 +107,9 @@ class Broker:
             port = parts.port
         except ValueError as exc:
             raise ConfigError("this is no URL of a broker: mqtt://HOST:PORT/ROOT/DEVICE") from exc
-        if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname or parts.query or parts.fragment:
+        if "#" in url or "+" in parts.path:
+            raise ConfigError("the URL of a broker names one device: it has no wildcards, neither # nor +")
+        if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname or parts.query:
             raise ConfigError("a broker's URL is mqtt://HOST:PORT/ROOT/DEVICE, or mqtts: for TLS")
         if parts.scheme == "mqtt" and ssl_context is not None:
             raise ConfigError("certificates are for mqtts:, and this URL says mqtt:")

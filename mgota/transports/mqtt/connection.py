@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import anyio
 
 from mgota.errors import ConfigError, OtaError, TransferError
-from mgota.transports.mqtt.broker import MAX_PACKET, Broker, Version
+from mgota.transports.mqtt.broker import MAX_PACKET, Broker, Spoken
 
 if TYPE_CHECKING:
     import aiomqtt
@@ -34,6 +34,11 @@ _quiet.setLevel(logging.ERROR)
 
 _OUR_FAULT: Final = frozenset({132, 133, 134, 135, 138, 140})
 # Protocol version, identifier, password, authorisation, banned, method (MQTT 5, section 3.2.2.2): waiting is no help.
+
+_TOO_NEW: Final = 132
+
+_older: Final = set[tuple[str, int]]()
+# Brokers that were seen to take 3.1.1 where they did not take 5.
 
 _FAREWELL: Final = 1.0
 # Seconds that a polite end may take.
@@ -163,20 +168,36 @@ async def connected(
         TransferError: the broker cannot be reached, or the connection broke.
         ConfigError: the broker does not let us in.
     """
-    client = _client(broker, take, will, identifier)
-    link = Link(client)
-    try:
-        await _connect(client, broker)
-        yield link
-    finally:
-        link.end()
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_FAREWELL):
-            await _leave(client)
-        _drop(client)
+    versions = _versions(broker)
+    for version in versions:
+        client = _client(broker, version, take, will, identifier)
+        link = Link(client)
+        try:
+            if await _connect(client, broker, last=version == versions[-1]):
+                if version != versions[0]:
+                    _older.add((broker.host, broker.port))
+                yield link
+                return
+        finally:
+            link.end()
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_FAREWELL):
+                await _leave(client)
+            _drop(client)
+        log.info("the broker %s does not take MQTT 5: trying 3.1.1", broker)
 
 
-async def _connect(client: "aiomqtt.Client", broker: Broker) -> None:
-    """Connect. A broker that hangs up meanwhile is noticed: aiomqtt would wait for its time to run out."""
+def _versions(broker: Broker) -> tuple[Spoken, ...]:
+    if broker.version != "auto":
+        return (broker.version,)
+    return ("3.1.1",) if (broker.host, broker.port) in _older else ("5", "3.1.1")
+
+
+async def _connect(client: "aiomqtt.Client", broker: Broker, *, last: bool) -> bool:
+    """Connect. A broker that hangs up meanwhile is noticed: aiomqtt would wait for its time to run out.
+
+    Returns:
+        False if another version of the protocol may help; never if this is the last one.
+    """
     failure: OtaError | None = None
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as tasks:
@@ -186,11 +207,14 @@ async def _connect(client: "aiomqtt.Client", broker: Broker) -> None:
             except OtaError as exc:  # raised below: a task group would wrap it
                 failure = exc
             tasks.cancel_scope.cancel()
+    if not last and (scope.cancelled_caught or _code(failure) == _TOO_NEW):
+        return False
     if scope.cancelled_caught:
         hint = "; does it want a client's certificate?" if broker.ssl_context else ""
         failure = TransferError(f"the broker {broker} hangs up at once{hint}")
     if failure:
         raise failure
+    return True
 
 
 async def _watch(client: "aiomqtt.Client", scope: anyio.CancelScope) -> None:
@@ -208,7 +232,7 @@ async def _watch(client: "aiomqtt.Client", scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-def _client(broker: Broker, take: Take, will: Will | None, identifier: str) -> "aiomqtt.Client":
+def _client(broker: Broker, version: Spoken, take: Take, will: Will | None, identifier: str) -> "aiomqtt.Client":
     library = _mqtt()
     name, password = broker.user or (None, None)
     client: Any = library.Client(
@@ -224,7 +248,7 @@ def _client(broker: Broker, take: Take, will: Will | None, identifier: str) -> "
         socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
         queue_type=lambda maxsize=0: _Way(take),  # noqa: ARG005
         logger=_quiet,
-        **_spoken(broker.version),
+        **_spoken(version),
     )
     _watch_what_is_open(client)
     return cast("aiomqtt.Client", client)
@@ -251,7 +275,7 @@ def _watch_what_is_open(client: Any) -> None:
     inner.on_socket_register_write = asked_for
 
 
-def _spoken(version: Version) -> dict[str, Any]:
+def _spoken(version: Spoken) -> dict[str, Any]:
     """What the versions of the protocol differ in: nothing of a former connection is to be delivered, either way."""
     aiomqtt = _mqtt()
     if version == "3.1.1":
@@ -312,16 +336,30 @@ async def _translated(step: Any, broker: Broker | None = None) -> Any:
     try:
         return await step
     except (aiomqtt.MqttError, OSError, ValueError) as exc:
-        code = getattr(getattr(exc, "rc", None), "value", None)
-        if broker and code in _OUR_FAULT:
+        if broker and _code(exc) in _OUR_FAULT:
             raise ConfigError(f"the broker {broker} does not let us in: {_why(exc)}") from exc
         where = f"the broker {broker} cannot be reached" if broker else "the broker did not take it"
         raise TransferError(f"{where}: {_why(exc)}") from exc
 
 
+def _code(exc: BaseException | None) -> int | None:
+    """The reason that a broker gave (MQTT 5, section 2.4), if this or what caused it has one."""
+    found = getattr(getattr(exc, "rc", None), "value", None)
+    return _code(exc.__cause__) if exc is not None and found is None else found
+
+
 def _why(exc: BaseException) -> str:
     text = re.sub(r"^\[(?:code|Errno|SSL)[^\]]*\] *", "", str(exc)).strip()
     return text[:1].lower() + text[1:] if text else type(exc).__name__
+
+
+def check_installed() -> None:
+    """Whether MQTT can be spoken here at all.
+
+    Raises:
+        ConfigError: aiomqtt is missing.
+    """
+    _mqtt()
 
 
 def _mqtt() -> Any:

@@ -28,7 +28,7 @@ from mgota.errors import ConfigError, OtaError, TransferError
 from mgota.receiver import Receiver
 from mgota.responder import Responder
 from mgota.transports.mqtt.broker import Broker, Version, backoff
-from mgota.transports.mqtt.connection import Link, Message, Will, connected
+from mgota.transports.mqtt.connection import Link, Message, Will, check_installed, connected
 
 log = logging.getLogger("mgota.mqtt")
 audit = logging.getLogger("mgota.audit")
@@ -184,7 +184,7 @@ async def serve(
     *,
     user: tuple[str, str] | None = None,
     ssl_context: ssl.SSLContext | None = None,
-    version: Version = "3.1.1",
+    version: Version = "auto",
     patience: Patience | None = None,
     activate: bool = True,
 ) -> AsyncGenerator[MqttDevice]:
@@ -200,8 +200,9 @@ async def serve(
         activate: False stages an image for later.
 
     Raises:
-        ConfigError: the URL is none.
+        ConfigError: the URL is none, or aiomqtt is not installed.
     """
+    check_installed()
     if isinstance(broker, str):
         broker = Broker.from_url(broker, user=user, ssl_context=ssl_context, version=version)
     served = MqttDevice(device, broker, patience=patience, activate=activate)

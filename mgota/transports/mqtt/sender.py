@@ -45,7 +45,7 @@ def push(
     *,
     user: tuple[str, str] | None = None,
     ssl_context: ssl.SSLContext | None = None,
-    version: Version = "3.1.1",
+    version: Version = "auto",
     timeout: float = 60.0,
     window: int = WINDOW,
     chunk: int | None = None,
@@ -58,7 +58,7 @@ def push(
         url: of the device; see `Remote`.
         user: name and password for the broker.
         ssl_context: for mqtts; the system's trust if omitted.
-        version: of MQTT, "3.1.1" or "5".
+        version: of MQTT: "3.1.1", "5", or "auto".
         timeout: seconds in which something has to move; the last wait is for the device to read back and verify.
         window: chunks in flight.
         chunk: bytes of a chunk; 16 KiB if omitted, and 4 KiB with `stop_and_wait`.
@@ -84,7 +84,7 @@ class Remote:
         url: `mqtt://HOST[:PORT]/ROOT/DEVICE`, or `mqtts:` for TLS. Name and password for the broker may stand in it.
         user: name and password for the broker.
         ssl_context: for mqtts; the system's trust if omitted.
-        version: of MQTT, "3.1.1" or "5".
+        version: of MQTT: "3.1.1", "5", or "auto".
         timeout: seconds in which something has to move; the last wait is for the device to read back and verify.
         window: chunks in flight.
         chunk: bytes of a chunk; 16 KiB if omitted, and 4 KiB with `stop_and_wait`.
@@ -100,7 +100,7 @@ class Remote:
         *,
         user: tuple[str, str] | None = None,
         ssl_context: ssl.SSLContext | None = None,
-        version: Version = "3.1.1",
+        version: Version = "auto",
         timeout: float = 60.0,
         window: int = WINDOW,
         chunk: int | None = None,
