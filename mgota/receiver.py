@@ -13,6 +13,7 @@ Rules:
 
 import logging
 from collections import deque
+from dataclasses import replace
 from math import inf
 from typing import Final
 
@@ -37,11 +38,15 @@ from mgota.core.record import trial_of
 from mgota.core.rpc import Abort, Chunk
 from mgota.device import Device
 from mgota.errors import FlashError, OtaError, TransferError, TrialRunningError
+from mgota.finished import OnFinished, tell_finished
 from mgota.pieces import Tell
 from mgota.session import OtaSession
 from mgota.verified import VerifiedImage
 
 log = logging.getLogger("mgota.receiver")
+
+FINISH: Final = 10.0
+"""Seconds that an application may take when it is told of an end; its sender waits as long."""
 
 _STOPPING: Final = "the device is stopping"
 
@@ -67,12 +72,22 @@ class Receiver:
         device: what is updated.
         patience: with senders.
         activate: False stages an image: the application puts it on trial later (`Device.staged`).
+        on_finished: told how an update ended (`mgota.finished`).
     """
 
-    def __init__(self, device: Device, *, patience: Patience | None = None, activate: bool = True) -> None:
+    def __init__(
+        self,
+        device: Device,
+        *,
+        patience: Patience | None = None,
+        activate: bool = True,
+        on_finished: OnFinished | None = None,
+    ) -> None:
         self.device = device
         self.rules = Receiving(patience)
         self._activates = activate
+        self._on_finished = on_finished
+        self._said: object = None  # by the application, to the end of the update
         self._waiting: deque[_Item] = deque()  # as many as there are tasks in `take`
         self._came = anyio.Event()
         self._stopped = False
@@ -142,6 +157,7 @@ class Receiver:
 
     async def _perform(self, item: _Item) -> None:
         job = self.rules.waited() if item.chunk is None else self.rules.take(item.chunk)
+        self._said = None
         try:
             operation = next(job)
             while not isinstance(operation, Activate):
@@ -151,7 +167,7 @@ class Receiver:
             answer: Answer = stop.value
             if answer.error is None:
                 self._taken = anyio.current_time()
-            item.finish(answer)
+            item.finish(replace(answer, instead=self._said))
         else:
             await self._activate(job, item)
 
@@ -164,7 +180,10 @@ class Receiver:
         except Exception:
             log.exception("an update failed")
             failure = FlashError("internal error")
+        ended = self._update is not None or isinstance(operation, Begin)
         await self._leave(failure)
+        if ended:
+            await self._finished(failure)
         return failure
 
     async def _do(self, operation: Operation) -> bytes | None:
@@ -173,9 +192,10 @@ class Receiver:
             case Begin(total):
                 update = OtaSession(self.device, size=total)
                 await update.__aenter__()
-                self._update = update
+                self._update, self._said = update, None  # the reply is to this one, and not to one that was given up
             case GiveUp(why):
                 await self._leave(why)
+                await self._finished(why)
             case Write(data) if update:
                 await update.write(data)
             case Read(offset, size) if update:
@@ -199,7 +219,8 @@ class Receiver:
 
         async def announce() -> None:
             self._leaving = True
-            item.finish(_value(job))
+            await self._finished(image)
+            item.finish(replace(_value(job), instead=self._said))
             if item.chunk:
                 with anyio.move_on_after(TELL):
                     await item.told.wait()
@@ -214,13 +235,18 @@ class Receiver:
             if item.answer:
                 log.error("after the answer: %s", exc)  # noqa: TRY400  no news in the traceback
             else:
-                item.finish(_value(job, exc))
+                await self._finished(exc)
+                item.finish(replace(_value(job, exc), instead=self._said))
         else:
             await self._leave(None)
             if not item.answer:  # it was staged
-                item.finish(_value(job))
+                await self._finished(image)
+                item.finish(replace(_value(job), instead=self._said))
         finally:
             self._leaving = False
+
+    async def _finished(self, result: VerifiedImage | OtaError) -> None:
+        self._said = await tell_finished(self._on_finished, result, FINISH)
 
     async def _leave(self, why: BaseException | None) -> None:
         update, self._update, self._image = self._update, None, None

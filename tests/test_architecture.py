@@ -25,6 +25,7 @@ ROOMS = (
         "mgota.status",
         "mgota.verified",
         "mgota.device",
+        "mgota.finished",
         "mgota.health",
         "mgota.history",
         "mgota.outgoing",

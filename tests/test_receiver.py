@@ -12,11 +12,13 @@ from memory_device import OLD, Board, PowerCut, Restarted
 from mgota.core.geometry import Slot
 from mgota.core.receive import Answer, Patience, Phase
 from mgota.core.record import State
-from mgota.core.rpc import Chunk
-from mgota.errors import FlashError, ProgramError, SelectError, StateError, TransferError, TrialRunningError
+from mgota.core.rpc import Abort, Chunk
+from mgota.errors import FlashError, OtaError, ProgramError, SelectError, StateError, TransferError, TrialRunningError
+from mgota.finished import OnFinished
 from mgota.ports import ReadableBuffer
 from mgota.receiver import Receiver
 from mgota.trial import boot_check
+from mgota.verified import VerifiedImage
 
 pytestmark = pytest.mark.asyncio
 
@@ -44,9 +46,14 @@ class Sender:
 
 @asynccontextmanager
 async def running(
-    fake: FakeDevice, *, patience: Patience | None = None, activate: bool = True, session: str | None = None
+    fake: FakeDevice,
+    *,
+    patience: Patience | None = None,
+    activate: bool = True,
+    session: str | None = None,
+    on_finished: OnFinished | None = None,
 ) -> AsyncIterator[Sender]:
-    receiver = Receiver(fake.device, patience=patience, activate=activate)
+    receiver = Receiver(fake.device, patience=patience, activate=activate, on_finished=on_finished)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(receiver.run)
         yield Sender(receiver, session)
@@ -96,6 +103,76 @@ async def test_after_the_reset_a_late_end_is_answered_as_it_was_before() -> None
     async with running(fake) as sender:
         assert (await sender.send(len(IMAGE), b"")).error
     assert fake.reset.count == 1
+
+
+class Ends:
+    """What an application was told, and whether the device was free by then."""
+
+    def __init__(self, fake: FakeDevice) -> None:
+        self.fake = fake
+        self.told: list[str] = []
+        self.held: list[bool] = []
+
+    async def __call__(self, result: VerifiedImage | OtaError) -> object:
+        self.told.append(type(result).__name__)
+        self.held.append(self.fake.device.live.held)
+        return len(self.told)
+
+
+@pytest.mark.parametrize("activate", [True, False])
+async def test_an_application_is_told_of_the_image_before_its_sender_is(activate: bool) -> None:
+    fake = FakeDevice()
+    ends = Ends(fake)
+    async with running(fake, activate=activate, on_finished=ends) as sender:
+        assert (await sender.send(0, IMAGE)).instead is None
+        assert ends.told == []
+        assert (await sender.send(len(IMAGE), b"")).instead == 1
+        assert ends.told == ["VerifiedImage"]
+        assert (await sender.send(len(IMAGE), b"")).instead is None  # once more: nothing ended
+        if activate:
+            await fake.reset.happened.wait()
+    assert ends.told == ["VerifiedImage"]
+
+
+async def test_an_application_is_told_why_an_update_came_to_nothing() -> None:
+    fake = FakeDevice()
+    ends = Ends(fake)
+    async with running(fake, patience=Patience(idle=0.05), on_finished=ends, session=SESSION) as sender:
+        assert (await sender.send(0, b"abc", 1 << 30)).instead == 1
+        sender.session = "a-second-session"
+        await sender.send(0, b"abc", 10)
+        assert (await sender.send(5, b"abc", 10)).instead is None  # a gap ends nothing
+        assert (await sender.send(0, b"abd", 10)).instead == 2
+        sender.session = "another-session-x"
+        await sender.send(0, b"abc", 10)
+        await sender.receiver.take(Abort(sender.session), sender.tell)
+        await sender.send(0, b"abc", 10)
+        with anyio.fail_after(5):
+            while len(ends.told) < 4:
+                await anyio.sleep(0.005)
+        sender.session = None
+        await sender.send(0, b"abc", 10)
+        assert (await sender.send(0, b"other", 11)).instead is None  # one was given up; the answer is to the next
+        assert (await sender.send(0, b"", 11)).instead == 6  # it says that this is all
+    names = "TooLargeError TransferError TransferError StalledError TransferError TruncatedError"
+    assert ends.told == names.split()
+    assert not any(ends.held)
+
+
+@pytest.mark.parametrize("how", ["raises", "hangs"])
+async def test_an_application_cannot_stop_an_update(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mgota.receiver.FINISH", 0.02)
+    fake = FakeDevice()
+
+    async def finished(_: VerifiedImage | OtaError) -> None:
+        if how == "raises":
+            raise ValueError("a bug")
+        await anyio.sleep_forever()
+
+    async with running(fake, on_finished=finished) as sender:
+        assert (await sender.whole()).activated
+        await fake.reset.happened.wait()
+    assert fake.flash.selected is Slot.B
 
 
 @pytest.mark.parametrize("fault", [TransferError("the broker is gone"), RuntimeError("a bug")])

@@ -112,6 +112,7 @@ class Answer:
         activated: the image goes on trial.
         error: why the piece was not taken.
         final: the upload is over, and going on is useless.
+        instead: what an application wants to be said instead, where a transport can say it; see `mgota.finished`.
     """
 
     next: int | None = None
@@ -119,6 +120,7 @@ class Answer:
     activated: bool = False
     error: OtaError | None = None
     final: bool = False
+    instead: object = None
 
     def reply(self, reply_to: Id, session: str | None) -> Reply:
         """As a frame of the dialect; who named no session gets plain ones.

@@ -9,9 +9,11 @@ from raw_client import Client, Reply, ask, request
 
 from mgota.core.geometry import Slot
 from mgota.core.receive import Patience
+from mgota.errors import OtaError
 from mgota.receiver import Receiver
 from mgota.session import OtaSession
-from mgota.transports.http import Credentials, OtaHttp, serve
+from mgota.transports.http import Credentials, OtaHttp, Response, serve
+from mgota.verified import VerifiedImage
 
 pytestmark = pytest.mark.asyncio
 
@@ -61,6 +63,25 @@ async def test_an_empty_last_post_that_comes_again_after_the_reset() -> None:
             assert (await send(server.port, offset, IMAGE[offset:])).body == b"true\n"
         assert (await send(server.port, 0, b"", total=7)).status == 500
     assert fake.reset.count == 1
+
+
+async def test_on_finished_is_told_of_these_too_and_replaces_the_reply() -> None:
+    fake = FakeDevice()
+    told: list[str] = []
+
+    async def finished(result: VerifiedImage | OtaError) -> Response | None:
+        told.append(type(result).__name__)
+        return Response.line(told[-1], 201 if len(told) == 1 else 418)
+
+    async with serve(fake.device, on_finished=finished) as server:
+        await send(server.port, 0, IMAGE[:9])
+        reply = await send(server.port, 9, b"")
+        assert (reply.status, reply.body) == (201, b"TruncatedError\n")
+        assert (await send(server.port, 0, IMAGE)).body == b"true\n"
+        reply = await send(server.port, len(IMAGE), b"")
+        assert (reply.status, reply.body) == (418, b"VerifiedImage\n")
+        await reset(fake)
+    assert told == ["TruncatedError", "VerifiedImage"]
 
 
 async def test_a_connection_for_each_piece_and_disconnects_do_no_harm() -> None:

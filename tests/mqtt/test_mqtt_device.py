@@ -163,6 +163,23 @@ async def test_silence_after_a_complete_image_activates_it(mosquitto: Mosquitto)
         await activated(fake)
 
 
+async def test_on_finished_is_told_and_the_replies_are_the_dialects(mosquitto: Mosquitto) -> None:
+    fake = FakeDevice()
+    told: list[object] = []
+
+    async def finished(result: object) -> object:
+        told.append(result)
+        return "something else"
+
+    async with bench(mosquitto, fake, on_finished=finished) as tool:
+        await tool.chunk(0, IMAGE[:10], total=99)
+        assert (await tool.chunk(10, b"", total=99))["error"]["message"] == "only 10 of 99 bytes came"
+        await tool.upload(IMAGE)
+        assert (await tool.chunk(len(IMAGE), b""))["result"] == "ok"
+        await activated(fake)
+    assert [type(each).__name__ for each in told] == ["TruncatedError", "VerifiedImage"]
+
+
 async def test_a_session_has_its_own_replies(mosquitto: Mosquitto) -> None:
     fake = FakeDevice()
     async with bench(mosquitto, fake) as tool:

@@ -27,6 +27,7 @@ from mgota.core.pace import Limits
 from mgota.core.unpack import packings
 from mgota.device import Device
 from mgota.errors import OtaError, TransferError
+from mgota.finished import tell_finished
 from mgota.pieces import Pieces
 from mgota.session import OtaSession
 from mgota.transports.http.channel import StreamChannel
@@ -64,7 +65,7 @@ class OtaHttp:
         allow_hosts: names, besides its own, that the device may be addressed by.
         legacy_get: let GET commit and roll back.
         limits: what clients are granted.
-        on_finished: told how an update ended.
+        on_finished: told how an update ended (`mgota.finished`); those in pieces are its `Receiver`'s to tell.
         prefix: of the paths.
         activate: False stages an image: the application puts it on trial later (`Device.staged`).
         page: where the updater page is, such as "/"; None without one. Who reaches the device may read it; to do
@@ -282,15 +283,8 @@ class OtaHttp:
 
     async def _finished(self, result: VerifiedImage | OtaError) -> Response | None:
         """What the application answers to the end of an update, if it does."""
-        if self._on_finished is None:
-            return None
-        try:
-            with anyio.move_on_after(self.limits.idle):
-                return await self._on_finished(result)
-            log.error("on_finished took too long")
-        except Exception:
-            log.exception("on_finished failed")
-        return None
+        said = await tell_finished(self._on_finished, result, self.limits.idle)
+        return said if isinstance(said, Response) else None
 
     async def _act(self, exchange: Exchange, ends: Ends, decision: Decision, life: Life) -> bool:
         """Commit or roll back: check, reply, and do it when the connection has closed."""

@@ -55,6 +55,7 @@ class Older:
 
         async def told(answer: Answer) -> None:
             response = TRUE if answer.error is None else Response.line(str(answer.error), 500)
+            response = answer.instead if isinstance(answer.instead, Response) else response
             await tell(response, answer.activated)
 
         await self._receiver.take(Chunk(decision.total, decision.offset, bytes(data)), told)

@@ -174,7 +174,7 @@ async def serve(
         allow_hosts: names, besides its own, that the device may be addressed by.
         legacy_get: let GET commit and roll back.
         limits: what clients are granted.
-        on_finished: told how an update ended.
+        on_finished: told how an update ended, by the older routes, too (`mgota.finished`).
         prefix: of the paths.
         activate: False stages an image for later.
         page: where the updater page is, such as "/"; None without one.
@@ -184,7 +184,9 @@ async def serve(
         ConfigError: an option contradicts itself, the address cannot be listened on, or it is open to the network and
             has no authentication.
     """
-    receiver = Receiver(device, patience=PATIENCE, activate=activate) if older is not None else None
+    receiver = (
+        Receiver(device, patience=PATIENCE, activate=activate, on_finished=on_finished) if older is not None else None
+    )
     endpoint = OtaHttp(
         device,
         auth=auth,

@@ -25,6 +25,7 @@ from mgota.core.receive import Patience
 from mgota.core.rpc import MAX_FRAME, presence
 from mgota.device import Device
 from mgota.errors import ConfigError, OtaError, TransferError
+from mgota.finished import OnFinished
 from mgota.receiver import Receiver
 from mgota.responder import Responder
 from mgota.transports.mqtt.broker import Broker, Version, backoff
@@ -87,12 +88,21 @@ class MqttDevice:
         broker: where it is reached.
         patience: with senders.
         activate: False stages an image for later.
+        on_finished: told how an update ended.
     """
 
-    def __init__(self, device: Device, broker: Broker, *, patience: Patience | None, activate: bool) -> None:
+    def __init__(
+        self,
+        device: Device,
+        broker: Broker,
+        *,
+        patience: Patience | None,
+        activate: bool,
+        on_finished: OnFinished | None = None,
+    ) -> None:
         self.broker = broker
         self._device = device
-        self._receiver = Receiver(device, patience=patience, activate=activate)
+        self._receiver = Receiver(device, patience=patience, activate=activate, on_finished=on_finished)
         self._responder = Responder(device, self._receiver)
         self._inbox = Inbox(broker.topic("rx"))
         self._link: Link | None = None
@@ -187,6 +197,7 @@ async def serve(
     version: Version = "auto",
     patience: Patience | None = None,
     activate: bool = True,
+    on_finished: OnFinished | None = None,
 ) -> AsyncGenerator[MqttDevice]:
     """Be reached over MQTT while the block runs. A broker that is not there is no error: it is tried again.
 
@@ -198,6 +209,7 @@ async def serve(
         version: of the protocol.
         patience: with senders.
         activate: False stages an image for later.
+        on_finished: told how an update ended (`mgota.finished`); the replies are the dialect's, whatever it returns.
 
     Raises:
         ConfigError: the URL is none, or aiomqtt is not installed.
@@ -205,7 +217,7 @@ async def serve(
     check_installed()
     if isinstance(broker, str):
         broker = Broker.from_url(broker, user=user, ssl_context=ssl_context, version=version)
-    served = MqttDevice(device, broker, patience=patience, activate=activate)
+    served = MqttDevice(device, broker, patience=patience, activate=activate, on_finished=on_finished)
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
         for work in (served.own_upload, served.carry_out, served.stay_connected):
