@@ -217,6 +217,10 @@ class Receiver:
     async def _activate(self, job: Job, item: _Item) -> None:
         """Put the image on trial; what comes behind the record is done when the sender was told."""
 
+        update, image = self._update, self._image
+        if update is None or image is None:  # pragma: no cover  the rules seal before
+            raise RuntimeError("there is nothing to activate")
+
         async def announce() -> None:
             self._leaving = True
             await self._finished(image)
@@ -225,9 +229,6 @@ class Receiver:
                 with anyio.move_on_after(TELL):
                     await item.told.wait()
 
-        update, image = self._update, self._image
-        if update is None or image is None:  # pragma: no cover  the rules seal before
-            raise RuntimeError("there is nothing to activate")
         try:
             await update.activate(image, reset=self._activates, announce=announce)
         except OtaError as exc:
