@@ -216,7 +216,6 @@ class Receiver:
 
     async def _activate(self, job: Job, item: _Item) -> None:
         """Put the image on trial; what comes behind the record is done when the sender was told."""
-
         update, image = self._update, self._image
         if update is None or image is None:  # pragma: no cover  the rules seal before
             raise RuntimeError("there is nothing to activate")
