@@ -5,7 +5,7 @@ The second level answers the caller's only question: *what should I do?*
     OtaError
     ├── RejectedError           retrying the same bytes is useless
     │   ├── EmptyImageError         size 0
-    │   ├── TooLargeError           does not fit the slot
+    │   ├── TooLargeError           does not fit the slot, or the disk that its slot lies on
     │   ├── UnsignedError           no signature where one is required
     │   ├── BadSignatureError       no trusted key made this signature
     │   ├── DigestError             what is stored is not what was announced
@@ -55,15 +55,15 @@ class EmptyImageError(RejectedError):
 
 
 class TooLargeError(RejectedError):
-    """The image does not fit the slot.
+    """The image does not fit: the slot is too small, or, where slots are files, the disk too full.
 
     Args:
         size: bytes that were announced.
-        limit: bytes that the slot can hold.
+        limit: bytes that there is room for.
     """
 
     def __init__(self, size: int, limit: int) -> None:
-        super().__init__(f"image of {size} bytes does not fit the slot of {limit}")
+        super().__init__(f"image of {size} bytes does not fit: there is room for {limit}")
         self.size = size
         self.limit = limit
 

@@ -26,9 +26,10 @@ from mgota.core.image import ImageScan
 from mgota.core.keys import PrivateKey, load_private_key, signature_from_any
 from mgota.core.manifest import Manifest, encode_plain
 from mgota.core.signed_manifest import KIND, ManifestVerifier, encode_envelope, seal_manifest
-from mgota.core.strict_json import parse_object
+from mgota.core.strict_json import MAX_INTEGER, parse_object
 from mgota.core.trust import ROTATION, KeySet, check_rotation, make_rotation
 from mgota.core.version import is_version, order
+from mgota.core.weburl import is_reference
 from mgota.errors import BadSignatureError, ConfigError, ManifestError, RejectedError
 from mgota.flash.files import replace_file
 
@@ -85,7 +86,7 @@ def _moment(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 @_password
 @_url
 @_version
-@click.option("--seq", type=click.IntRange(0), required=True, metavar="N",
+@click.option("--seq", type=click.IntRange(0, MAX_INTEGER), required=True, metavar="N",
               help="Sequence number: higher with every release. Devices refuse a lower one.")  # fmt: skip
 @click.option("--hw", multiple=True, metavar="ID", help="Only for this hardware; several may be given.")
 @click.option("--expires", callback=_moment, metavar="DATE", help="ISO 8601; UTC unless it says otherwise.")
@@ -236,6 +237,8 @@ def verify(*, file: Path, keys: tuple[Path, ...], threshold: int, image: Path | 
         found = verifier.open(read_bytes(file, "manifest")).manifest
         if found.expires is not None and time.time() >= found.expires:
             raise ManifestError(f"the manifest has expired at {_told(found.expires)}")
+        if not is_reference(found.url):
+            raise ManifestError(f"no device fetches an image from {found.url}: it has to be http, https or relative")
         if image:
             _compare(found, _scan(image))
     except RejectedError as exc:
@@ -282,11 +285,14 @@ def _described(
         click.echo(f"note: {version} cannot be compared with other versions: no device finds it newer", err=True)
     digest = scan.image_sha256.hex()
     try:
-        return Manifest(
+        made = Manifest(
             version=version, url=url or quote(path.name), size=scan.size, sha256=digest, seq=seq, hw=hw, expires=expires
         )
     except ManifestError as exc:
         raise ConfigError(str(exc)) from exc
+    if not is_reference(made.url):
+        raise ConfigError(f"no device fetches an image from {made.url}: give a URL of http or https, or a relative one")
+    return made
 
 
 def _scan(path: Path) -> ImageScan:

@@ -295,13 +295,15 @@ class Tries:
         self._credit = min(self._grace, max(0.0, self._credit + self._gained))
         return self._rate > 0 and self._credit <= 0
 
-    def failed(self, error: OtaError, draw: float, after: float | None = None) -> float:
+    def failed(self, error: OtaError, draw: float, after: float | None = None, *, held: bool = False) -> float:
         """A try has failed: seconds until the next one.
 
         Args:
             error: why.
             draw: a random number from 0 to 1.
             after: seconds that the server asked to wait.
+            held: whether the device is kept from every other update meanwhile. Then the server is not obeyed for
+                longer than the patience waits by itself.
 
         Raises:
             TransferError: that was the last one.
@@ -312,7 +314,8 @@ class Tries:
         if self.barren >= self._patience.tries:
             brought = f"less than {self._rate:g} bytes/s" if slow else "nothing new"
             raise TransferError(f"given up after {self.barren} tries that brought {brought}: {error}") from error
-        wait = max(self._patience.wait(self.barren, draw), after or 0.0)
+        asked = min(after or 0.0, self._patience.longest) if held else after or 0.0
+        wait = max(self._patience.wait(self.barren, draw), asked)
         self._gained = -min(wait, self._patience.first)  # longer waits are after tries that are counted
         return wait
 

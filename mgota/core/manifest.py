@@ -14,6 +14,7 @@ from typing import Final, cast
 
 from mgota.core.image import ImageScan
 from mgota.core.record import SlotImage
+from mgota.core.strict_json import MAX_DIGITS, MAX_INTEGER
 from mgota.core.version import is_version
 from mgota.errors import DigestError, ManifestError, WrongHardwareError
 
@@ -65,6 +66,8 @@ class Manifest:
             raise ManifestError("the sha256 of a manifest is 64 hex digits")
         if self.seq is not None and self.seq < 0:
             raise ManifestError("the seq of a manifest is not negative")
+        if max(self.size, self.seq or 0, abs(self.expires or 0)) > MAX_INTEGER:
+            raise ManifestError(f"a number in a manifest has at most {MAX_DIGITS} digits")
         if len(self.hw) > MAX_HARDWARE or not all(map(is_version, self.hw)):
             raise ManifestError(f"the hw of a manifest is a list of 1 to {MAX_HARDWARE} short texts without spaces")
 

@@ -20,6 +20,8 @@ MAX_DEPTH = 8
 MAX_DIGITS = 19
 """Digits of the longest integer; 64 bits need no more."""
 
+MAX_INTEGER = 10**MAX_DIGITS - 1
+
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 # A string that never ends runs to the end, so that none is looked through twice.
 

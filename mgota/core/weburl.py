@@ -84,6 +84,15 @@ def resolved(base: str, reference: str) -> str:
     return url
 
 
+def is_reference(text: str) -> bool:
+    """Whether a manifest can name an image by this: a URL of http or https, or one that is relative to such."""
+    try:
+        resolved("https://manifest.example/", text)
+    except TransferError:
+        return False
+    return True
+
+
 def redirected(url: str, location: str | None, *, allowed: frozenset[Origin] = frozenset()) -> str:
     """Where a redirection leads, if that is a place to go to. A name and a password stay with their origin.
 

@@ -55,6 +55,39 @@ def test_a_plain_manifest(image: Path, mgota: Terminal, here: Path) -> None:
     assert found == {"manifest": "m.json", **known(image), "seq": None, "hw": [], "expires": None}
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--seq", str(10**19)], 2, "seq"),
+        (["--seq", "-1"], 2, "seq"),
+        (["--seq", "1", "--url", "ftp://x/fw.bin"], 1, "no device fetches an image from ftp://x/fw.bin"),
+        (["--seq", "1", "-o", "nowhere/m.json"], 1, "nowhere/m.json: No such file or directory"),
+    ],
+)
+def test_what_no_device_could_use_is_not_written(
+    image: Path, mgota: Terminal, here: Path, options: list[str], code: int, words: str
+) -> None:
+    pair(here, "k")
+    done = mgota("manifest", "sign", image, "--key", "k-private.pem", *options)
+    assert (done.code, done.out) == (code, "")
+    assert words in done.err
+    assert ".tmp" not in done.err
+    assert mgota("manifest", image, "--url", "ftp://x/fw.bin").code == 1
+
+
+def test_the_highest_sequence_is_one_that_devices_can_read(image: Path, mgota: Terminal, here: Path) -> None:
+    pair(here, "k")
+    mgota.ok("manifest", "sign", image, "--key", "k-private.pem", "--seq", 10**19 - 1, "-o", "m.json")
+    assert mgota.ok("manifest", "verify", "m.json", "--key", "k.pem", "--json").json["seq"] == 10**19 - 1
+
+
+def test_a_url_that_no_device_fetches_from_does_not_verify(mgota: Terminal, here: Path) -> None:
+    key = pair(here, "k")
+    found = Manifest(version="1", url="ftp://x/fw.bin", size=1, sha256="0" * 64, seq=1)
+    (here / "m.json").write_bytes(encode_signed(found, [key]))
+    assert "ftp://x/fw.bin" in mgota("manifest", "verify", "m.json", "--key", "k.pem").line
+
+
 def test_a_name_that_a_url_cannot_have_is_quoted(shop: Shop, mgota: Terminal, here: Path) -> None:
     path = shop.image("1.0").rename(here / "fw ä.bin")
     assert mgota.ok("manifest", path).json["url"] == "fw%20%C3%A4.bin"

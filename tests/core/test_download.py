@@ -229,7 +229,10 @@ def test_tries_that_bring_nothing_are_counted_and_progress_begins_anew() -> None
     assert tries.failed(trouble, 1.0) == 0.5
     assert tries.failed(trouble, 1.0, after=7.0) == 7.0
     assert tries.failed(trouble, 1.0, after=0.1) == 1.0
-    for _ in range(7):
+    assert tries.failed(trouble, 1.0, after=MAX_WAIT) == MAX_WAIT
+    for asked, waited in ((59.0, 59.0), (60.0, 60.0), (MAX_WAIT, 60.0), (None, 32.0)):  # nobody else gets at the device
+        assert tries.failed(trouble, 1.0, asked, held=True) == waited
+    for _ in range(2):
         tries.failed(trouble, 0.5)
     with pytest.raises(TransferError, match="10 tries that brought nothing new: cut"):
         tries.failed(trouble, 0.5)

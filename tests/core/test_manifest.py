@@ -308,6 +308,13 @@ def test_what_cannot_be_signed() -> None:
         encode_signed(manifest(sha256=None), [KEY])
 
 
+@pytest.mark.parametrize("name", ["size", "seq", "expires"])
+def test_a_number_that_could_not_be_read_back_is_none(name: str) -> None:
+    assert getattr(manifest(**{name: 10**19 - 1}), name) == 10**19 - 1
+    with pytest.raises(ManifestError, match="19 digits"):
+        manifest(**{name: 10**19})
+
+
 # --- what was read back -----------------------------------------------------------------------------------------------
 
 

@@ -350,3 +350,10 @@ def test_the_image_on_trial_by_its_size(state: State, trial: Slot | None, size: 
 
 def test_a_trial_of_an_image_that_nobody_knows() -> None:
     assert trial_of(replace(RECORD, b=None), 20) is None
+
+
+def test_the_firmware_that_was_rolled_back_last_is_known_by_its_digest() -> None:
+    record = BootRecord(failed_sha256="ab" * 32, failed_image_sha256="cd" * 32)
+    assert record.rolled_back("ab" * 32)
+    assert not record.rolled_back("cd" * 32)
+    assert not BootRecord().rolled_back("ab" * 32)

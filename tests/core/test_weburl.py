@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from mgota.core.weburl import check_source, origin, redirected, resolved, shown, with_query
+from mgota.core.weburl import check_source, is_reference, origin, redirected, resolved, shown, with_query
 from mgota.errors import ConfigError, OtaError, TransferError
 
 HERE = "https://updates.example/dir/fw.json"
@@ -44,6 +44,18 @@ def test_secrets_are_not_shown() -> None:
     assert shown("https://a?x") == "https://a"
     assert shown("a\x1b[1m\nb") == "a?[1m?b"
     assert len(shown("https://a/" + "x" * 999)) == 200
+
+
+@pytest.mark.parametrize("text", ["fw.bin", "/fw.bin", "../x?y", "http://a/b", "HTTPS://a/b", "//cdn.example/fw.bin"])
+def test_what_a_manifest_can_name_an_image_by(text: str) -> None:
+    assert is_reference(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["ftp://a/b", "file:///etc/passwd", "c:fw.bin", "http://", "http://a:b/", "http://[/", "a b"]
+)
+def test_what_no_manifest_can_name_an_image_by(text: str) -> None:
+    assert not is_reference(text)
 
 
 def test_a_reference_is_resolved_where_it_was_found() -> None:

@@ -66,7 +66,7 @@ async def test_an_image_that_is_too_large_is_told_so(tmp_path: Path) -> None:
     async with serve(FakeDevice(room=1 << 20).device) as server:
         body = image(tmp_path / "fw.bin", 5 << 20)
         code, output = await curl("-w", "%{http_code}", f"{server.url}/api/ota/update", "--data-binary", body)
-    assert (code, output) == (0, "image of 5242880 bytes does not fit the slot of 1048576\n413")
+    assert (code, output) == (0, "image of 5242880 bytes does not fit: there is room for 1048576\n413")
 
 
 async def test_no_second_is_lost_to_expect(tmp_path: Path) -> None:

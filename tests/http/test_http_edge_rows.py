@@ -77,7 +77,7 @@ async def test_larger_than_the_slot_is_413_before_a_byte_is_read(size: str) -> N
         await client.send(request("POST", UPDATE, None, f"Content-Length: {size}", "Expect: 100-continue"))
         reply = await client.reply()
         assert (reply.status, reply.before) == (413, [])
-        assert reply.body == f"image of {size} bytes does not fit the slot of 100\n".encode()
+        assert reply.body == f"image of {size} bytes does not fit: there is room for 100\n".encode()
         assert await client.closed()
     assert not fake.flash.opened
     assert fake.state.record is None

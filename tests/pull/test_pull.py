@@ -40,6 +40,7 @@ from mgota.resume import Resume
 from mgota.session import OtaSession
 from mgota.testing import Fault, fault_proxy
 from mgota.transports.pull import Gate, Hooks, Postpone, Pulled, Web, check, poll, pull
+from mgota.transports.pull.hooks import LONGEST
 from mgota.trial import boot_check, commit
 
 pytestmark = pytest.mark.asyncio
@@ -450,6 +451,17 @@ async def test_hooks_put_it_off(gate: Gate, how: str) -> None:
     assert len(site.asked()) == 1  # it was downloaded once
     order = [name.value for name in Gate]
     assert asked == (order + ["activate"] * 2 if gate is Gate.ACTIVATE else order[: order.index(gate) + 1] * 2 + order)
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, -0.001, LONGEST * 1.001, 10**400])
+async def test_nobody_postpones_for_ever(seconds: float) -> None:
+    with pytest.raises(ConfigError, match="postponed"):
+        Postpone(seconds)
+
+
+@pytest.mark.parametrize("seconds", [None, 0, 0.5, LONGEST])
+async def test_a_time_to_wait_is_some_seconds_or_none(seconds: float | None) -> None:
+    assert Postpone(seconds).seconds == seconds
 
 
 async def test_a_staged_image_that_rotted_is_fetched_anew_and_another_offer_replaces_it() -> None:

@@ -123,6 +123,19 @@ async def test_while_a_server_is_busy_another_update_may_come() -> None:
         tasks.cancel_scope.cancel()
 
 
+async def test_a_server_that_is_busy_in_the_middle_does_not_hold_the_device_for_as_long_as_it_likes() -> None:
+    site, one = Site(), Board(OLD)
+    site.publish(NEW)
+    answers = [response(200, NEW, etag='"v1"')[:-500], response(503, retry_after="300")]
+    site.quirk = lambda request, number: answers[number] if request.path == IMAGE and number < 2 else None
+    site.keep_alive = False
+    async with site.served() as url:
+        with anyio.fail_after(20):
+            await install(one, url, "1", Web(patience=QUICK, allow_http=True))
+    assert [request.range is not None for request in site.asked()] == [False, True, True]
+    assert one.content(Slot.B) == NEW
+
+
 async def test_what_cannot_be_stored_is_not_asked_for() -> None:
     site, one = Site(), Board(OLD)
     site.publish(bytes(await one.flash.capacity() + 1))

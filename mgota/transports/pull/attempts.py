@@ -49,12 +49,13 @@ def heed(verdict: Verdict) -> bool:
             raise FinalError(str(error))
 
 
-async def persevere(tries: Tries, attempt: Callable[[], Awaitable[T]]) -> T:
+async def persevere(tries: Tries, attempt: Callable[[], Awaitable[T]], *, held: bool = False) -> T:
     """Try until it works.
 
     Args:
         tries: counts, and says how long to wait.
         attempt: one try.
+        held: whether a device is kept from every other update until then.
 
     Raises:
         TransferError: it was tried often enough; or a `FinalError`, what no further try would change.
@@ -69,6 +70,6 @@ async def persevere(tries: Tries, attempt: Callable[[], Awaitable[T]]) -> T:
             error, after = exc.error, exc.after
         except TransferError as exc:
             error = exc
-        seconds = tries.failed(error, random.random(), after)  # noqa: S311  to spread devices, not to hide
+        seconds = tries.failed(error, random.random(), after, held=held)  # noqa: S311  to spread devices, not to hide
         log.info("%s; again in %.1f s", error, seconds)
         await anyio.sleep(seconds)

@@ -15,10 +15,15 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from mgota.core.offer import Decision
+from mgota.errors import ConfigError
 
 log = logging.getLogger("mgota.pull")
+
+LONGEST: Final = 1e9
+"""Seconds, three decades, by which an update can be postponed. What is longer, or no number at all, would end polls."""
 
 Hook = Callable[[Decision], Awaitable[bool]]
 OnStatus = Callable[[str], object]
@@ -36,10 +41,15 @@ class Postpone(Exception):  # noqa: N818  it is an answer
     """Not now.
 
     Args:
-        seconds: when to ask again; None leaves that to the interval of the polls.
+        seconds: when to ask again, at least 0 and at most `LONGEST`; None leaves that to the interval of the polls.
+
+    Raises:
+        ConfigError: nobody can wait so long: it is negative, no number, or without an end.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
+        if seconds is not None and not 0 <= seconds <= LONGEST:
+            raise ConfigError(f"an update is postponed by 0 to {LONGEST:.0f} seconds, not by {seconds}")
         super().__init__("postponed")
         self.seconds = seconds
 

@@ -126,7 +126,7 @@ class Transfer:
                     await image.take(answered)
 
         while sink.received < sink.size:
-            await persevere(download.tries, attempt)
+            await persevere(download.tries, attempt, held=True)
 
     def _new(self, sink: Sink | None = None) -> Download:
         received, validator = (sink.received, sink.validator) if sink else (0, None)
