@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from mgota.errors import ConfigError
+from mgota.errors import ConfigError, OtaError
 
 log = logging.getLogger("mgota.health")
 
@@ -50,6 +50,8 @@ class Check:
                 return None if await self.ask() else "it answered no"
         except TimeoutError as exc:
             return str(exc) or f"it did not answer within {self.timeout:g} s"
+        except OtaError as exc:
+            return str(exc) or type(exc).__name__
         except Exception as exc:  # noqa: BLE001  a user's function: whatever it raises, it is not healthy
             return f"{type(exc).__name__}: {exc}".rstrip(": ")
 

@@ -61,6 +61,15 @@ class History:
         """
         return decode_updates(await self._note.load() or b"")
 
+    async def last_ended(self) -> Update | None:
+        """The last update that ended, or None if none did, or nobody knows. Never raises, and does not take long."""
+        try:
+            with anyio.fail_after(PATIENCE):
+                return next((one for one in reversed(await self.updates()) if one.ended is not None), None)
+        except (OtaError, TimeoutError) as exc:
+            log.warning("the history could not be read: %s", str(exc) or "it took too long")
+            return None
+
     async def stored(self, record: BootRecord, reason: str | None = None) -> None:
         """A device stored this record. Never raises, and does not take long.
 

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mgota
+from mgota.core.config import read_config
 
 ROOT = Path(mgota.__file__).parent.parent
 
@@ -27,3 +28,11 @@ def test_every_test_that_security_names_exists() -> None:
     }
     assert len(named) > 15
     assert named <= written, named - written
+
+
+def test_the_configuration_in_the_readme_has_no_faults() -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    board = (ROOT / "examples/uboot_board.toml").read_text()
+    kept = re.sub(r"(?ms)^\[(health|history|mqtt|pull)\].*?(?=^\[|\Z)", "", board)
+    ways = '[mqtt]\nurl = "mqtt://h/a/b"\n[pull]\nurl = "https://h/fw.json"\n'
+    assert read_config(f"{kept}\n{ways}{block}", "README.md").health

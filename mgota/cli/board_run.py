@@ -12,18 +12,22 @@ Rules:
 import logging
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import anyio
 
-from mgota.cli.board import checks_of, http_serving, mqtt_serving, pull_serving, reporting
+from mgota.cli.board import BrokerWay, http_serving, pull_serving
+from mgota.cli.board_health import checks_of
 from mgota.cli.checkup import RUN
 from mgota.cli.listening import bound_listener, until_terminated, url_of
+from mgota.cli.reports import reporting
 from mgota.cli.virtual_device import Serving
 from mgota.cli.ways import together
 from mgota.core.boot import Verdict
 from mgota.core.config import Config
+from mgota.core.record import Outcome
 from mgota.core.sections import HealthSection
 from mgota.device import Device
 from mgota.errors import OtaError, UpdateRunningError
@@ -35,6 +39,9 @@ from mgota.linux.watchdog import HardwareWatchdog
 from mgota.trial import boot_check, run_trial
 
 log = logging.getLogger("mgota.board")
+
+Trial = Callable[[], Awaitable[Outcome | None]]
+"""Watches the trial, if there is one."""
 
 _TAKEN = 1.0  # seconds to wait for the lock: `mgota doctor` looks at it for less
 
@@ -50,15 +57,18 @@ async def run_board(config: Config) -> int:
     watchdog = watchdog_of(config, os.environ)
     device = board_of(config, watchdog)
     reason = watchdog.last_reset if isinstance(watchdog, HardwareWatchdog) else None
+    broker = BrokerWay(config.mqtt)
+    checks, health = checks_of(config, device, broker), config.health or HealthSection()
+    trial = partial(run_trial, device, checks=checks, consecutive=health.consecutive, interval=health.interval)
     failure: OtaError | None = None
     with ExitStack() as held:
         await _seat(held, config.device.lock + RUN)
-        serving = held.enter_context(_ways(config))
+        serving = held.enter_context(_ways(config, broker))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(until_terminated, tasks.cancel_scope)
             tasks.start_soon(systemd.keep_fed)
             try:
-                await _live(config, device, serving, systemd, reason)
+                await _live(device, trial, serving, systemd, reason)
             except OtaError as exc:  # raised below: the task group would wrap it
                 failure = exc
             tasks.cancel_scope.cancel()
@@ -81,7 +91,7 @@ async def _seat(held: ExitStack, path: str) -> None:
 
 
 @contextmanager
-def _ways(config: Config) -> Generator[Serving]:
+def _ways(config: Config, broker: BrokerWay) -> Generator[Serving]:
     """However the device is reached. The socket is bound before the boot is decided: who connects just waits."""
     with ExitStack() as held:
         ways: list[Serving] = []
@@ -90,27 +100,23 @@ def _ways(config: Config) -> Generator[Serving]:
             ways.append(http_serving(http, listener))
             log.info("listening on %s", url_of(listener, secure=http.cert is not None))
         if config.mqtt:
-            ways.append(mqtt_serving(config.mqtt))
+            ways.append(broker.serving)
         if config.pull:
             ways.append(pull_serving(config, config.pull))
-        yield together([reporting(config), *ways])
+        yield together([*ways, reporting(config, broker)])
 
 
-async def _live(config: Config, device: Device, serving: Serving, systemd: Systemd, reason: str | None) -> None:
+async def _live(device: Device, trial: Trial, serving: Serving, systemd: Systemd, reason: str | None) -> None:
     """From this boot to the end of the machine."""
     if await boot_check(device, reason=reason) is Verdict.RESET:
         await anyio.sleep_forever()  # a reboot that was asked for comes
     slot = await device.flash.running_slot()
-    trial = device.live.trial_until is not None
-    line = f"slot {slot} runs{f', on trial for {device.window:g} s' if trial else ''}"
+    tried = device.live.trial_until is not None
+    line = f"slot {slot} runs{f', on trial for {device.window:g} s' if tried else ''}"
     log.info("%s", line)
     systemd.status(line)
     async with serving(device):
         systemd.forward(READY)
-        health = config.health or HealthSection(command=())
-        outcome = await run_trial(
-            device, checks=checks_of(config), consecutive=health.consecutive, interval=health.interval
-        )
-        if outcome:
+        if outcome := await trial():
             systemd.status(f"slot {slot} runs, {outcome.value.replace('_', ' ')}")
         await anyio.sleep_forever()

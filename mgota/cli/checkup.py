@@ -220,9 +220,9 @@ async def _examine_board(config: Config, found: Findings, selftest: bool) -> Non
         _check_directory("device.data", Path(config.device.data), found)
     _check_directory("device.lock", Path(config.device.lock).parent, found)
     _check_command("device.reboot", config.device.reboot, found)
-    if config.health:
+    if config.health and config.health.command:
         _check_command("health.command", config.health.command, found)
-    elif not (config.http or config.mqtt):
+    elif not config.health and not (config.http or config.mqtt):
         found.note("health", "no health check, and no way to commit from afar: call `mgota commit` in time")
     _check_watchdog(config, found)
 

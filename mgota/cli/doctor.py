@@ -10,9 +10,11 @@ import anyio
 import click
 
 from mgota.cli.board import config_option, found_config, http_options, mqtt_serving, pull_serving
+from mgota.cli.board_health import look_at_health
 from mgota.cli.checkup import Finding, Findings, Level, examine, is_at_work
 from mgota.cli.listening import bound_listener
 from mgota.cli.options import as_json
+from mgota.cli.reports import reporting
 from mgota.core.config import Config, parse_config
 from mgota.linux.configured import CONFIG, read_config_file
 
@@ -44,6 +46,7 @@ def _look(path: Path, *, selftest: bool) -> list[Finding]:
         return [Finding(Level.WRONG, f"{path}:{fault.line}", fault.text) for fault in faults]
     found = anyio.run(partial(examine, parsed, selftest=selftest))
     _look_at_ways(parsed, found)
+    anyio.run(look_at_health, parsed, found)
     return [Finding(Level.WELL, str(path), "the file has no faults"), *found]
 
 
@@ -55,6 +58,8 @@ def _look_at_ways(config: Config, found: Findings) -> None:
         ways["mqtt"] = partial(mqtt_serving, mqtt)
     if pull := config.pull:
         ways["pull"] = partial(pull_serving, config, pull)
+    if config.history.reports:
+        ways["history"] = partial(reporting, config)
     for name, way in ways.items():
         with found.asking(name):
             way()

@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import click
 
-from mgota.cli.board import config_option, found_config, reporting
+from mgota.cli.board import config_option, found_config
 from mgota.cli.commands import log_to_stderr
 from mgota.cli.options import (
     FOLDER,
@@ -19,6 +19,7 @@ from mgota.cli.options import (
     trust_options,
     window_option,
 )
+from mgota.cli.reports import reporting
 from mgota.core.config import Config
 from mgota.errors import ConfigError
 from mgota.linux.configured import history_of, load_config, trust_of

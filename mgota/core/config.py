@@ -83,8 +83,9 @@ class Config:
     def contradictions(self) -> Contradictions:
         """What makes no sense between sections."""
         yield from _of_files(self) if self.slots.kind == "files" else _of_board(self)
-        if self.history.webhook and not (self.history.path or self.data):
-            yield "history.webhook", "reports need a history: say its path, or device.data"
+        if self.history.reports and not (self.history.path or self.data):
+            name = next(name for name in ("webhook", "mqtt", "query") if getattr(self.history, name))
+            yield f"history.{name}", "reports need a history: say its path, or device.data"
 
 
 def _of_files(config: Config) -> Contradictions:
@@ -95,6 +96,9 @@ def _of_files(config: Config) -> Contradictions:
     for name, default in (("state", StateSection()), ("watchdog", WatchdogSection())):
         if getattr(config, name) != default:
             yield name, "slots that are files have theirs beside them, in slots.directory"
+    for name in ("mqtt", "query"):
+        if getattr(config.history, name):
+            yield f"history.{name}", "this is for a board: of slots that are files, the program in the slot does it"
     for name in ("data", "lock", "reboot"):
         if getattr(config.device, name) != getattr(DeviceSection(), name):
             yield f"device.{name}", "this is for a board, not for slots that are files"
@@ -109,6 +113,14 @@ def _of_board(config: Config) -> Contradictions:
         yield "program", "a program is for slots that are files: a whole system starts its own"
     if state.kind in {"uboot", "grub"} and (selector is None or selector.kind != state.kind):
         yield "state.kind", f"a state in {state.kind}'s environment needs a selector of that kind"
+    for name, wanted, section, there in (
+        ("health.mqtt", config.health and config.health.mqtt, "[mqtt]", config.mqtt),
+        ("health.same_version", config.health and config.health.same_version, "[pull]", config.pull),
+        ("history.mqtt", config.history.mqtt, "[mqtt]", config.mqtt),
+        ("history.query", config.history.query, "[pull]", config.pull),
+    ):
+        if wanted and there is None:
+            yield name, f"this needs a section {section}"
     needed, place = ("record", state.record) if state.kind == "register" else ("path", state.path)
     if state.kind in {"file", "register"} and not (place or config.data):
         yield "state", f"where is the boot record? Say state.{needed}, or device.data: outside of the slots"

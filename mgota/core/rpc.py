@@ -16,6 +16,7 @@ import json
 import re
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, cast
@@ -246,14 +247,17 @@ def abort_request(reply_to: Id, abort: Abort) -> Request:
     return Request(reply_to, ABORT, {"session": abort.session})
 
 
-def presence(*, online: bool, version: str | None) -> bytes:
+def presence(*, online: bool, version: str | None, last_update: Mapping[str, object] | None = None) -> bytes:
     """What a device says of itself, and leaves behind as its last will.
 
     Args:
         online: whether it is there.
         version: of the firmware that runs, if it is known.
+        last_update: the last one that ended, with the members of the history (SPEC.md), if there is one to tell.
     """
-    params = {"status": "online" if online else "offline", "firmware_version": version or ""}
+    params: dict[str, object] = {"status": "online" if online else "offline", "firmware_version": version or ""}
+    if last_update:
+        params["last_update"] = dict(last_update)
     return _encode({"method": NOTIFY, "params": params})
 
 

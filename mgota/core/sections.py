@@ -246,18 +246,31 @@ class ProgramSection:
 class HealthSection:
     """`[health]`: what has to be so before an image on trial is made permanent. Without it, somebody else commits."""
 
-    command: tuple[str, ...]
+    command: tuple[str, ...] = ()
     """Ends with status 0 when all is well."""
+    url: str | None = None
+    """Answers with a status below 400, such as that of the application itself."""
+    cacert: str | None = None
+    """Whom to trust for `url`, if it is https and its certificate is nothing that the system trusts."""
+    mqtt: bool = False
+    """The broker of `[mqtt]` is connected."""
+    same_version: bool = False
+    """The update server of `[pull]` offers what runs."""
     timeout: float = 10.0
+    """Seconds that each of them has."""
     consecutive: int = 1
-    """How often in a row."""
+    """How often in a row all of them have to say yes."""
     interval: float = 5.0
     """Seconds between two looks."""
 
     def contradictions(self) -> Contradictions:
         """What makes no sense."""
-        if not self.command:
-            yield "command", "a check needs a command"
+        if not (self.command or self.url or self.mqtt or self.same_version):
+            yield "command", "there is nothing to look at: say command, url, mqtt or same_version"
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            yield "url", "a URL begins with https:// or http://"
+        if self.cacert is not None and not (self.url or "").startswith("https://"):
+            yield "cacert", "cacert needs a url with https://"
         for name in ("timeout", "interval"):
             if getattr(self, name) <= 0:
                 yield name, f"{name} has more than 0 seconds"
@@ -346,6 +359,17 @@ class HistorySection:
     updates: int = 50
     webhook: str | None = None
     """A URL that gets each update that ended, as JSON by POST."""
+    cacert: str | None = None
+    """Whom to trust for `webhook`, if not the system's."""
+    mqtt: bool = False
+    """Whether the device's status at the broker of `[mqtt]` has the last update that ended."""
+    query: bool = False
+    """Whether the update server of `[pull]` is asked after each update that ended, with Mongoose's query."""
+
+    @property
+    def reports(self) -> bool:
+        """Whether anybody is told."""
+        return bool(self.webhook or self.mqtt or self.query)
 
     def contradictions(self) -> Contradictions:
         """What makes no sense."""
@@ -353,3 +377,5 @@ class HistorySection:
             yield "updates", "a history has 1 to 1000 updates"
         if self.webhook is not None and not self.webhook.startswith(("http://", "https://")):
             yield "webhook", "a URL begins with https:// or http://"
+        if self.cacert is not None and not (self.webhook or "").startswith("https://"):
+            yield "cacert", "cacert needs a webhook with https://"

@@ -1,6 +1,7 @@
 """What the tests of the terminal share."""
 
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,3 +27,11 @@ def mgota(capsys: pytest.CaptureFixture[str]) -> Terminal:
 @pytest.fixture
 def shop(tmp_path: Path) -> Shop:
     return Shop.open(tmp_path)
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

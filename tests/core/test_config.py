@@ -165,7 +165,13 @@ def faults(text: str) -> list[Fault]:
         ("[watchdog]\nkind = 'device'\nlimit = 0.9", "watchdog.limit: a watchdog counts at least 1 second"),
         ("[watchdog]\nlimit = 5", "watchdog.limit: limit does not belong to none"),
         ("[program]\ngrace = -1", "program.grace: this is no time to wait"),
-        ("[health]\ncommand = []", "health.command: a check needs a command"),
+        ("[health]\ncommand = []", "health.command: there is nothing to look at"),
+        ("[health]\ntimeout = 3", "health.command: there is nothing to look at"),
+        ("[health]\nurl = 'ftp://x/'", "health.url: a URL begins with"),
+        ("[health]\nurl = 'http://x/'\ncacert = 'ca.pem'", "health.cacert: cacert needs a url with https://"),
+        ("[health]\nmqtt = true\ncacert = 'ca.pem'", "health.cacert: cacert needs a url with https://"),
+        ("[health]\nmqtt = true\ntimeout = 0", "health.timeout: timeout has more than 0 seconds"),
+        ("[history]\nwebhook = 'http://x/'\ncacert = 'ca.pem'", "history.cacert: cacert needs a webhook"),
         ("[health]\ncommand = ['x']\ninterval = 0", "health.interval: interval has more than 0 seconds"),
         ("[health]\ncommand = ['x']\nconsecutive = 0", "health.consecutive: a device is healthy after"),
         ("[http]\nport = 65536", "http.port: there is no port 65536"),
@@ -190,9 +196,21 @@ def test_a_fault_is_told_with_its_line(line: str, said: str) -> None:
     assert fault.text.startswith(said)
     key = said.partition(":")[0].rpartition(".")[2]
     at = text.splitlines()[fault.line - 1]
-    assert at.startswith((key, f"[{key}]", "device.window", "[http]", "[state]", "[selector]", "[pull]", "[mqtt]")), at
+    assert at.startswith(
+        (key, f"[{key}]", "device.window", "[http]", "[state]", "[selector]", "[pull]", "[mqtt]", "[health]")
+    ), at
     with pytest.raises(ConfigError, match=rf"^mgota\.toml:{fault.line}: "):
         read_config(text, "mgota.toml")
+
+
+def test_one_thing_to_look_at_is_enough() -> None:
+    ways = "[mqtt]\nurl = 'mqtt://h/a/b'\n[pull]\nurl = 'https://h/fw.json'\n"
+    for one in ("command = ['x']", "url = 'http://x/'", "url = 'https://x/'\ncacert = 'ca'", "mqtt = true",
+                "same_version = true"):  # fmt: skip
+        assert read_config(f"{BOARD}{ways}[health]\n{one}\n", "mgota.toml").health
+    told = "[history]\nmqtt = true\nquery = true\nwebhook = 'https://x/'\ncacert = 'ca'\n"
+    assert read_config(BOARD + ways + told, "mgota.toml").history.reports
+    assert not read_config(BOARD + ways, "mgota.toml").history.reports
 
 
 @pytest.mark.parametrize(
@@ -230,6 +248,18 @@ def test_slots_are_of_one_kind(slots: str, said: str) -> None:
             12,
             "history.webhook: reports need a history",
         ),
+        (
+            BOARD.replace("data =", "id =")
+            + "[state]\npath = '/x'\n[mqtt]\nurl = 'mqtt://h/a/b'\n[history]\nmqtt = true\n",
+            14,
+            "history.mqtt: reports need a history",
+        ),
+        (BOARD + "[health]\nmqtt = true\n", 10, "health.mqtt: this needs a section [mqtt]"),
+        (BOARD + "[health]\nsame_version = true\n", 10, "health.same_version: this needs a section [pull]"),
+        (BOARD + "[history]\nmqtt = true\n", 10, "history.mqtt: this needs a section [mqtt]"),
+        (BOARD + "[history]\nquery = true\n", 10, "history.query: this needs a section [pull]"),
+        (LEAST + "[history]\nmqtt = true\n", 4, "history.mqtt: this is for a board"),
+        (LEAST + "[history]\nquery = true\n", 4, "history.query: this is for a board"),
     ],
 )
 def test_sections_fit_together(text: str, line: int, said: str) -> None:

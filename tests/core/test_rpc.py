@@ -110,6 +110,8 @@ def test_the_frames_are_those_of_the_specification() -> None:
         "method": "status.notify",
         "params": {"status": "online", "firmware_version": "1.2.3"},
     }
+    last = {"number": 7, "outcome": "rolled_back"}
+    assert json.loads(presence(online=True, version="1", last_update=last))["params"]["last_update"] == last
     assert json.loads(presence(online=False, version=None))["params"] == {"status": "offline", "firmware_version": ""}
     assert "id" not in json.loads(encode_request(Request(None, "ota.status")))
 

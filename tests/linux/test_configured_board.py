@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from mosquitto import Mosquitto
 from terminal import PATIENCE, PROGRAM, run
@@ -22,6 +23,8 @@ from mgota.core.geometry import Slot
 from mgota.core.keys import PrivateKey
 from mgota.core.ubootenv import Environment, encode_copy
 from mgota.linux.ubootenv import UbootEnvironment
+from mgota.transports.mqtt.broker import Broker
+from mgota.transports.mqtt.connection import Message, connected
 
 A, B = Slot
 SIZE = 0x1000
@@ -360,14 +363,32 @@ def test_a_reboot_that_fails_ends_the_run_in_one_line(board: Board) -> None:
     assert board.boot_next() is A
 
 
+def last_update(url: str) -> Any:
+    """What the device's status at its broker says of its last update."""
+
+    async def ask() -> Any:
+        broker, found = Broker.from_url(url), list[Message]()
+        async with connected(broker, found.append) as link:
+            await link.subscribe(broker.topic("status"))
+            with anyio.move_on_after(PATIENCE):
+                while not (found and b"last_update" in found[-1].payload):
+                    await anyio.sleep(0.02)
+        return json.loads(found[-1].payload)["params"].get("last_update")
+
+    return anyio.run(ask)
+
+
 @pytest.mark.program("mosquitto")
-def test_a_board_behind_a_broker(board: Board) -> None:
+def test_a_board_behind_a_broker_is_well_when_it_is_connected_and_tells_it_there(board: Board) -> None:
     board.boot_next()
     with Mosquitto(board.root) as broker:
         url = f"{broker.url}/site/7"
-        text = board.config.read_text()
-        board.config.write_text(text.partition("[http]")[0] + f'[mqtt]\nurl = "{url}"\n')
-        process = subprocess.Popen([*PROGRAM, "run", "--config", str(board.config)])
+        text = board.config.read_text().partition("[health]")[0]
+        board.config.write_text(
+            f'{text}[mqtt]\nurl = "{url}"\n[health]\nmqtt = true\ninterval = 0.05\n[history]\nmqtt = true\n'
+        )
+        command = [*PROGRAM, "run", "--config", str(board.config)]
+        process = subprocess.Popen(command)
         try:
             push = run("push", board.image("6.0.0"), url)
             assert push.code == 0, push.err
@@ -375,5 +396,13 @@ def test_a_board_behind_a_broker(board: Board) -> None:
         finally:
             process.kill()
             process.wait()
-    assert board.boot_next() is B
-    assert board.here()["image"]["version"] == "6.0.0"
+        assert board.boot_next() is B
+        process = subprocess.Popen(command)
+        try:
+            told = last_update(url)
+        finally:
+            process.kill()
+            process.wait()
+    assert (told["outcome"], told["to_version"]) == ("committed", "6.0.0")
+    now = board.here()
+    assert (now["state"], now["image"]["version"]) == ("CONFIRMED", "6.0.0")

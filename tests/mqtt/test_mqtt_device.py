@@ -6,6 +6,7 @@ import json
 import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from fake_device import FakeDevice
 from mosquitto import Mosquitto
 
 from mgota.core.geometry import Slot
+from mgota.core.history import MAX_HISTORY, Update, encode_updates
 from mgota.core.receive import Patience
 from mgota.core.record import State
 from mgota.core.rpc import Chunk, encode_request, upload_request
-from mgota.errors import ConfigError
+from mgota.errors import ConfigError, TransferError
+from mgota.history import History
+from mgota.linux.story import FileStory
 from mgota.session import OtaSession
 from mgota.testing.proxy import Fault, fault_proxy
 from mgota.transports.mqtt import serve
@@ -552,3 +556,30 @@ async def test_a_sender_that_gives_up_frees_the_device_at_once(mosquitto: Mosqui
         assert (await tool.ask("ota.abort", {"session": SESSION}))["result"] == {"session": SESSION, "next": 0}
         assert (await tool.ask("ota.status"))["result"]["next"] is None
         assert (await tool.chunk(0, IMAGE[:4096]))["result"] == "ok"
+
+
+async def test_the_status_has_the_last_update_that_ended(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    old, new = (Update(number=n, began=1, ended=2, outcome="committed", to_version=str(n)) for n in (1, 2))
+    story = FileStory(tmp_path / "history", MAX_HISTORY)
+    await story.store(encode_updates((old, Update(number=3, began=3))))
+    fake = FakeDevice(history=History(story))
+    url = f"{mosquitto.url}/mg/123"
+    async with serve(fake.device, url) as served, peer(url) as other:
+        await served.online()
+        assert (await other.sees("online"))["last_update"] == asdict(old)
+        await served.report(new)
+        assert (await other.sees("online", 2))["last_update"] == asdict(new)
+        served._link = None
+        with pytest.raises(TransferError):
+            await served.report(new)
+    async with serve(fake.device, url) as served, peer(url) as other:  # after a restart, from the history
+        await served.online()
+        with anyio.fail_after(10):
+            while (await other.sees("online")).get("last_update") != asdict(old):
+                await anyio.sleep(0.005)
+
+
+async def test_a_history_that_cannot_be_read_is_no_reason_to_stay_away(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    fake = FakeDevice(history=History(FileStory(tmp_path, MAX_HISTORY)))  # a directory
+    async with bench(mosquitto, fake) as tool:
+        assert "last_update" not in await tool.sees("online")

@@ -17,15 +17,18 @@ import ssl
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
 from typing import Final
 
 import anyio
 
+from mgota.core.history import Update
 from mgota.core.receive import Patience
 from mgota.core.rpc import MAX_FRAME, presence
 from mgota.device import Device
 from mgota.errors import ConfigError, OtaError, TransferError
 from mgota.finished import OnFinished
+from mgota.history import History
 from mgota.receiver import Receiver
 from mgota.responder import Responder
 from mgota.transports.mqtt.broker import Broker, Version, backoff
@@ -158,7 +161,9 @@ class MqttDevice:
         will = Will(status, presence(online=False, version=version))
         async with connected(broker, self._inbox.take, will=will, identifier=broker.identifier) as link:
             await link.subscribe(broker.topic("rx"))
-            await link.publish(status, presence(online=True, version=version), qos=1, retain=True)
+            history = self._device.history
+            last = await history.last_ended() if isinstance(history, History) else None
+            await self._say_online(link, version, last)
             log.info("online at %s", broker)
             self._now(link)
             try:
@@ -167,6 +172,23 @@ class MqttDevice:
                 self._now(None)
                 with anyio.CancelScope(shield=True), anyio.move_on_after(1):
                     await self._say_goodbye(link, will)
+
+    async def _say_online(self, link: Link, version: str | None, last: Update | None) -> None:
+        told = presence(online=True, version=version, last_update=asdict(last) if last else None)
+        await link.publish(self.broker.topic("status"), told, qos=1, retain=True)
+
+    async def report(self, update: Update) -> None:
+        """Tell in the device's status how an update ended: a sink of `mgota.history.report_updates`.
+
+        Args:
+            update: that ended.
+
+        Raises:
+            TransferError: the broker does not have it.
+        """
+        if self._link is None:
+            raise TransferError("there is no connection to the broker")
+        await self._say_online(self._link, await self._version(), update)
 
     async def _say_goodbye(self, link: Link, will: Will) -> None:
         """A polite end is no last will, so it is said before."""
