@@ -2,14 +2,12 @@
 
 import gzip
 import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import anyio
-import anyio.from_thread
 import pytest
 import zstandard
+from anyio.from_thread import start_blocking_portal
 from fake_device import FakeDevice
 from terminal import Terminal
 
@@ -32,28 +30,9 @@ class Device:
 
 @pytest.fixture
 def device() -> Iterator[Device]:
-    fake, ready, url = FakeDevice(room=1 << 20), threading.Event(), list[str]()
-
-    async def run() -> None:
-        async with serve(fake.device) as server:
-            url.append(server.url)
-            ready.set()
-            await fake.reset.happened.wait()
-
-    thread = threading.Thread(target=anyio.run, args=(run,), daemon=True)
-    thread.start()
-    assert ready.wait(30)
-    yield Device(url[0], fake)
-    if not fake.reset.count:  # nothing was installed: an update ends it
-        anyio.run(_end, url[0])
-    thread.join(30)
-
-
-async def _end(url: str) -> None:
-    from mgota.transports.http.push import push  # noqa: PLC0415
-
-    async for _ in push(b"end", url):
-        pass
+    fake = FakeDevice(room=1 << 20)
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(serve(fake.device)) as server:
+        yield Device(server.url, fake)
 
 
 @pytest.mark.parametrize(
