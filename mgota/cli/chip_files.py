@@ -17,9 +17,11 @@ Rules:
 """
 
 import secrets
+import shutil
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mgota.errors import ConfigError, StateError, UpdateRunningError
 from mgota.flash.files import DurableFile, FileLock, replace_file, sync_directory
@@ -52,6 +54,31 @@ class ChipFiles:
         self.flash = flash
         self.state = state
         self.journal = beside(state, JOURNAL)
+
+    @contextmanager
+    def copied(self) -> Generator["ChipFiles"]:
+        """Copies of the files, to be looked at as a chip, whoever runs it. Nothing beside the originals is made.
+
+        Raises:
+            ConfigError: they are not those of one such chip, or cannot be copied.
+        """
+        with TemporaryDirectory(prefix="mgota-") as directory:
+            copy = ChipFiles(self.part, Path(directory, "flash"), Path(directory, "state"))
+            try:
+                if self.flash.exists() or self.state.exists():  # else there is nothing to refuse, and nothing to copy
+                    self._check()
+                for mine, its, endings in (
+                    (self.flash, copy.flash, ("opt", PART)),
+                    (self.state, copy.state, (JOURNAL, PART)),
+                ):
+                    for path, to in ((mine, its), *((beside(mine, end), beside(its, end)) for end in endings)):
+                        if path.exists():
+                            shutil.copyfile(path, to)
+            except OSError as exc:
+                raise ConfigError(
+                    f"the files of the chip {self.flash} cannot be read: {str(exc.strerror).lower()}"
+                ) from exc
+            yield copy
 
     @property
     def power(self) -> tuple[FileLock, ...]:

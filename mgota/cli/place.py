@@ -10,7 +10,8 @@ Everything that can be wrong with the options is a `UsageError`, found before th
 
 import importlib
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -20,7 +21,7 @@ import click
 
 from mgota.cli.chip_files import JOURNAL, LOCK, PART, POWER, beside
 from mgota.cli.options import FILE, FOLDER
-from mgota.cli.virtual_device import VirtualDevice, chip, two_slots
+from mgota.cli.virtual_device import VirtualDevice, chip, chip_seen, two_slots
 from mgota.core.http import one_line
 from mgota.core.inspect import Inspect
 from mgota.device import Device
@@ -72,6 +73,27 @@ class Place:
         if self.slots:
             return self.slots / NOTE
         return self.state and beside(self.state, NOTE)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a device at this place already."""
+        return any(path.exists() for path in (self.slots, self.flash, self.state) if path)
+
+    @contextmanager
+    def seen(self, **options: Any) -> Generator[Device]:
+        """The device that exists at this place, to look at: nothing is made or changed, whoever runs it. Blocks.
+
+        Args:
+            options: further arguments of `Device`.
+
+        Raises:
+            ConfigError: the files are not this device's.
+        """
+        if self.target and self.flash and self.state and not self.backend:
+            with chip_seen(self.target, self.flash, self.state, inspect=self.inspect, **options) as device:
+                yield device
+        else:
+            yield self.device(**options).device
 
     def device(self, **options: Any) -> VirtualDevice:
         """The virtual device at this place. Blocks; makes what files are missing.

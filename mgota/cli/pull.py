@@ -4,10 +4,14 @@ Exit status: 0 installed, 3 nothing to do, 1 failed. Rules:
 - 0 says that the record is TESTING and the new image selected: its trial begins at the next `serve` or `run`, or at
   once if `mgota run` is at work there;
 - a chip's reset ends the command: whoever starts the device next starts the new image;
-- with --dry-run nothing is made or changed.
+- with --dry-run nothing is made or changed, and another process may run the device;
+- for an offer that is not wanted no file is made;
+- --json prints one object, however it ends; wrong usage is not an end.
 """
 
 import json
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +58,7 @@ def _deadline(ctx: click.Context, param: click.Parameter, value: float | None) -
 @pull_options
 @click.option("--current-version", metavar="VERSION", help="What runs now; what is recorded of it if omitted.")
 @click.option("--force", is_flag=True, help="Install a version that was rolled back before, too.")
-@click.option("--dry-run", is_flag=True, help="Only tell whether there is an update.")
+@click.option("--dry-run", is_flag=True, help="Only tell whether there is an update; nothing is made or changed.")
 @click.option("--cacert", type=FILE, metavar="PEM", help="Trust these CAs instead of the system's, for https.")
 @click.option("--cert", type=FILE, metavar="PEM", help="A certificate to show, for mutual TLS.")
 @click.option("--key-file", type=FILE, metavar="PEM", help="The key of --cert, if it is not in the same file.")
@@ -96,27 +100,42 @@ def pull(
     mgota pull https://updates.example/fw.json --slots DIR --key public.pem
     mgota pull http://127.0.0.1:8080/fw.json --target stm32h5 --flash chip.bin --state chip.state --key public.pem
     """  # noqa: D301  \b keeps click from joining the lines
-    verifier = read_verifier(keys, trailer)
-    context = client_context(cacert, cert, key_file)
-    web = web_of(
-        context=context, allow_http=allow_http, allow_origin=allow_origin, proxy=proxy, deadline=deadline, tries=tries
-    )
-    check_source(url, allow_http=allow_http or verifier is not None)  # before a file is made
-    device = {"verifier": verifier, "floor": floor, "hardware": hardware}
-    if dry_run:
-        return _tell(anyio.run(_look, url, place, device, web, wishes), as_json=as_json, installed=None)
-    decision, installed = anyio.run(_install, url, place, device, web, wishes)
-    return _tell(decision, as_json=as_json, installed=installed)
+    decisions: list[Decision] = []
+    try:
+        verifier = read_verifier(keys, trailer)
+        context = client_context(cacert, cert, key_file)
+        web = web_of(
+            context=context,
+            allow_http=allow_http,
+            allow_origin=allow_origin,
+            proxy=proxy,
+            deadline=deadline,
+            tries=tries,
+        )
+        check_source(url, allow_http=allow_http or verifier is not None)  # before a file is made
+        device = {"verifier": verifier, "floor": floor, "hardware": hardware}
+        job = _Job(url=url, place=place, device=device, web=web, wishes=wishes, decisions=decisions)
+        installed = anyio.run(job.look if dry_run else job.install)
+        decisions[-1].check()
+    except (OtaError, OSError) as exc:
+        if as_json:
+            click.echo(json.dumps(_told(decisions, error=exc)))
+        raise
+    return _tell(decisions, as_json=as_json, installed=installed)
 
 
-def _tell(decision: Decision, *, as_json: bool, installed: bool | None) -> int:
+def _told(decisions: list[Decision], *, installed: bool = False, error: Exception | None = None) -> dict[str, object]:
+    """How it ended, as JSON (SPEC.md, pull)."""
+    found = decisions[-1].as_dict() if decisions else {"update": False, "reason": None, "text": None, "manifest": None}
+    return {"installed": installed, **found, "error": str(error) or type(error).__name__ if error else None}
+
+
+def _tell(decisions: list[Decision], *, as_json: bool, installed: bool | None) -> int:
     """One line, or JSON. Returns the exit status."""
+    decision = decisions[-1]
     done = decision.update and installed is not False
     if as_json:
-        click.echo(json.dumps({"installed": done and installed is not None, **decision.as_dict()}))
-    decision.check()
-    if as_json:
-        pass
+        click.echo(json.dumps(_told(decisions, installed=done and installed is not None)))
     elif done and installed:
         click.echo(f"version {decision.manifest.version} is installed: its trial begins at the next start")
     else:
@@ -124,63 +143,67 @@ def _tell(decision: Decision, *, as_json: bool, installed: bool | None) -> int:
     return 0 if done else NOTHING_TO_DO
 
 
-async def _look(url: str, place: Place, device: dict[str, Any], web: "Web", wishes: dict[str, Any]) -> Decision:
-    """What would be done."""
-    from mgota.transports.pull import check  # noqa: PLC0415  httpx
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What the options ask for."""
 
-    options, current = _options(wishes)
-    there = place.slots or place.flash
-    if there is not None and there.exists():
-        found = _running(place, device) or place.device(**device).device
-        return await check(url, current, device=found, web=web, **options)
-    keys = device["verifier"].keys if device["verifier"] else ()
-    return await check(url, current, keys=keys, hardware=device["hardware"], web=web, **options)
+    url: str
+    place: Place
+    device: dict[str, Any]
+    web: "Web"
+    wishes: dict[str, Any]
+    decisions: list[Decision]
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        wishes = self.wishes
+        return {
+            "current_version": wishes["current_version"],
+            "policy": policy_of(wishes["policy"]),
+            "allow_plain": wishes["allow_plain_manifest"],
+            "threshold": wishes["threshold"],
+            "force": wishes["force"],
+            "mongoose_query": wishes["mongoose_query"] is not None,
+            "device_id": wishes["mongoose_query"],
+            "web": self.web,
+        }
 
-def _options(wishes: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    policy = policy_of(wishes["policy"])
-    options = {
-        "policy": policy,
-        "allow_plain": wishes["allow_plain_manifest"],
-        "threshold": wishes["threshold"],
-        "force": wishes["force"],
-    }
-    return options, wishes["current_version"]
+    def _running(self) -> Device | None:
+        """The device beside a launcher that is at work, or None."""
+        slots = self.place.slots
+        if slots and slots.is_dir() and launcher_info(slots):
+            return device_at(slots, **self.device)
+        return None
 
+    async def look(self) -> None:
+        """Decide what would be done."""
+        from mgota.transports.pull import check  # noqa: PLC0415  httpx
 
-def _running(place: Place, device: dict[str, Any]) -> Device | None:
-    """The device beside a launcher that is at work, or None."""
-    if place.slots and place.slots.is_dir() and launcher_info(place.slots):
-        return device_at(place.slots, **device)
-    return None
+        if self.place.exists:
+            running = self._running()
+            with nullcontext(running) if running else self.place.seen(**self.device) as found:
+                self.decisions.append(await check(self.url, device=found, **self._options))
+            return
+        verifier, absent = self.device["verifier"], {name: self.device[name] for name in ("floor", "hardware")}
+        keys = verifier.keys if verifier else ()
+        self.decisions.append(await check(self.url, keys=keys, **absent, **self._options))
 
+    async def install(self) -> bool:
+        """Pull, up to the reset. Returns whether an image is installed."""
+        from mgota.transports.pull import pull as pull_now  # noqa: PLC0415  httpx
 
-async def _install(
-    url: str, place: Place, device: dict[str, Any], web: "Web", wishes: dict[str, Any]
-) -> tuple[Decision, bool]:
-    """Pull, up to the reset."""
-    from mgota.transports.pull import pull as pull_now  # noqa: PLC0415  httpx
+        if not self.place.exists:  # mistyped, perhaps: nothing is made for an offer that is not wanted
+            await self.look()
+            if not self.decisions[-1].update:
+                return False
+        note = FileNote(self.place.note) if self.place.note else None
 
-    decisions: list[Decision] = []
-    options, current = _options(wishes)
-    note = FileNote(place.note) if place.note else None
-    name = wishes["mongoose_query"]
+        async def pulling(found: Device) -> bool:
+            pulled = await pull_now(found, self.url, note=note, on_decision=self.decisions.append, **self._options)
+            return pulled.installed
 
-    async def pulling(found: Device) -> bool:
-        pulled = await pull_now(
-            found, url, current_version=current, note=note, web=web, on_decision=decisions.append,
-            mongoose_query=name is not None, device_id=name, **options,
-        )  # fmt: skip
-        return pulled.installed
-
-    running = _running(place, device)
-    try:
-        installed = await (pulling(running) if running else _until_reset(place.device(**device), pulling))
-    except OtaError:
-        if decisions and decisions[-1].refused:
-            return decisions[-1], False  # told with its reason, then raised
-        raise
-    return decisions[-1], installed
+        running = self._running()
+        return await (pulling(running) if running else _until_reset(self.place.device(**self.device), pulling))
 
 
 async def _until_reset(machine: VirtualDevice, pulling: Any) -> bool:

@@ -97,6 +97,23 @@ def chip(target: "Target", flash: Path, state: Path, **options: Any) -> VirtualD
     return VirtualDevice(device=device, latch=found.boot, reset=reset, watchdog=found.watchdog, power=files.power)
 
 
+@contextmanager
+def chip_seen(target: "Target", flash: Path, state: Path, **options: Any) -> Generator[Device]:
+    """A chip of the table as it would come out of reset now. A copy: another process may run the chip itself. Blocks.
+
+    Args:
+        target: which one.
+        flash: the raw array.
+        state: the boot record.
+        options: further arguments of `Device`.
+
+    Raises:
+        ConfigError: these files are not those of one such chip.
+    """
+    with ChipFiles(f"{target.name} {target.part}", flash.resolve(), state.resolve()).copied() as files:
+        yield chip(target, files.flash, files.state, **options).device
+
+
 async def power_on(machine: VirtualDevice, serving: Serving, ready: Callable[[], None]) -> None:
     """Run until cancelled, which is pulling the plug.
 
