@@ -16,6 +16,7 @@ has the chip sum up what it holds (SPI_FLASH_MD5), which costs next to nothing o
 programming has a check of its own: who needs to be sure that a noisy wire garbled nothing compares the digest.
 """
 
+import hashlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -146,6 +147,15 @@ class EspRom:
                 return await self._repeated(lambda: esp_rom.md5(offset, size))
         except LinkError as exc:
             raise ReadError(f"flash could not be summed up at {offset:#x}: {exc}") from exc
+
+    async def holds(self, offset: int, data: ReadableBuffer) -> bool:
+        """Whether the chip holds these bytes, by the MD5 that it computes.
+
+        Raises:
+            ReadError: the chip does not tell it.
+        """
+        expected = hashlib.md5(data, usedforsecurity=False).digest()
+        return await self.digest(offset, len(memoryview(data))) == expected
 
     async def erase(self, sector: Sector) -> None:
         """Erase one sector.

@@ -25,7 +25,7 @@ from mgota.core.esp_table import (
     default_table,
     encode_table,
 )
-from mgota.core.geometry import Slot, uniform
+from mgota.core.geometry import Area, Slot, uniform
 from mgota.core.nor import Job
 from mgota.core.otadata import ENTRY_SIZE, decode_entry
 from mgota.core.otaselect import OtaPlace, read_entries, recover, select, selected_slot, settle
@@ -134,6 +134,18 @@ class EspFlash:
         """Bytes of the smaller slot: what does not fit both cannot be updated and rolled back."""
         return min(area.length for area in self._areas.values())
 
+    def area(self, slot: Slot) -> Area:
+        """Where a slot lies in the memory."""
+        return self._areas[slot]
+
+    async def settle(self) -> None:
+        """Before the first erase in the other slot: whatever becomes of that, the running slot boots.
+
+        Raises:
+            FlashError: otadata could not be written.
+        """
+        await self._carry_out(settle(self._place, _NUMBERS[await self.running_slot()]))
+
     async def open_writer(self, slot: Slot, size: int) -> NorWriter:
         """Begin to write an image of `size` bytes at the start of `slot`, which may be the running one of a blank chip.
 
@@ -145,9 +157,8 @@ class EspFlash:
         """
         if size > await self.capacity():
             raise TooLargeError(size, await self.capacity())
-        running = await self.running_slot()
-        if slot is not running:
-            await self._carry_out(settle(self._place, _NUMBERS[running]))
+        if slot is not await self.running_slot():
+            await self.settle()
         return NorWriter(self._flash, self._areas[slot], size, flush=self._flash.flush)
 
     async def reopen_writer(self, slot: Slot, size: int, mark: int) -> tuple[NorWriter, int]:
@@ -157,9 +168,8 @@ class EspFlash:
             TooLargeError: it does not fit; nothing was changed.
             FlashError: otadata could not be written.
         """
-        running = await self.running_slot()
-        if slot is not running:
-            await self._carry_out(settle(self._place, _NUMBERS[running]))
+        if slot is not await self.running_slot():
+            await self.settle()
         return reopened(self._flash, self._areas[slot], size, mark)
 
     async def extent(self, slot: Slot) -> int:
