@@ -6,6 +6,7 @@
 
 Rules:
 - it is the board, alone: a second one is refused;
+- a watchdog that is fed always is armed before the boot is decided, and stopped when this ends in order;
 - asked to end on trial, it ends, and the watchdog stays armed: an image whose updater was stopped is not proven.
 """
 
@@ -33,6 +34,7 @@ from mgota.device import Device
 from mgota.errors import OtaError, UpdateRunningError
 from mgota.flash.files import FileLock
 from mgota.linux.configured import board_of, watchdog_of
+from mgota.linux.lifelong import LifelongWatchdog, left_in_order
 from mgota.linux.listener import Systemd
 from mgota.linux.notify import READY
 from mgota.linux.watchdog import HardwareWatchdog
@@ -55,8 +57,9 @@ async def run_board(config: Config) -> int:
     """
     systemd = Systemd.from_environment(os.environ)
     watchdog = watchdog_of(config, os.environ)
+    lifelong = watchdog if isinstance(watchdog, LifelongWatchdog) else None
     device = board_of(config, watchdog)
-    reason = watchdog.last_reset if isinstance(watchdog, HardwareWatchdog) else None
+    reason = watchdog.last_reset if isinstance(watchdog, HardwareWatchdog | LifelongWatchdog) else None
     broker = BrokerWay(config.mqtt)
     checks, health = checks_of(config, device, broker), config.health or HealthSection()
     trial = partial(run_trial, device, checks=checks, consecutive=health.consecutive, interval=health.interval)
@@ -64,9 +67,11 @@ async def run_board(config: Config) -> int:
     with ExitStack() as held:
         await _seat(held, config.device.lock + RUN)
         serving = held.enter_context(_ways(config, broker))
-        async with anyio.create_task_group() as tasks:
+        async with left_in_order(lifelong), anyio.create_task_group() as tasks:
             tasks.start_soon(until_terminated, tasks.cancel_scope)
             tasks.start_soon(systemd.keep_fed)
+            if lifelong:
+                tasks.start_soon(partial(lifelong.stand_guard, resetting=lambda: device.live.resetting))
             try:
                 await _live(device, trial, serving, systemd, reason)
             except OtaError as exc:  # raised below: the task group would wrap it

@@ -206,6 +206,8 @@ async def _examine_files(config: Config, found: Findings) -> None:
             else:
                 found.wrong("slots", f"slot {running} is selected and empty: write an image with `mgota provision`")
         await _load("state", FileState(directory / STATE), found)
+    if config.watchdog.kind == "device":
+        _check_watchdog(config, found)
 
 
 async def _examine_board(config: Config, found: Findings, selftest: bool) -> None:
@@ -336,10 +338,17 @@ def _check_device(config: Config, watchdog: HardwareWatchdog, found: Findings) -
             where, f"another program feeds {path}: systemd does, if RuntimeWatchdogSec= is set; switch that off"
         )
     limit, window = watchdog.limit or watchdog.longest, config.device.window
-    if limit is not None and limit < window:
+    if limit is not None and limit < window and config.slots.kind != "files":
         found.note(
             where, f"{path} counts {limit:g} s, the window has {window:g} s: it is fed until the last {limit:g} s"
         )
     found.well(where, f"{path} is {watchdog.identity or 'a watchdog that does not say its name'}")
-    if not watchdog.stoppable:
+    if config.watchdog.always:
+        counts = config.watchdog.timeout if limit is None else min(config.watchdog.timeout, limit)
+        found.well(where, f"{path} is fed for life: {counts:g} s without a sign of it reset the board")
+    else:
+        found.note(where, f"{path} is fed on trial only: say watchdog.always = true, and what hangs later is reset too")
+    if not watchdog.stoppable and config.watchdog.always:
+        found.note(where, f"{path} cannot be stopped (nowayout): without `mgota run` the board resets")
+    elif not watchdog.stoppable:
         found.note(where, f"{path} cannot be stopped (nowayout): every commit resets the board")

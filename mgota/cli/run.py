@@ -4,6 +4,7 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import click
@@ -22,9 +23,10 @@ from mgota.cli.options import (
 from mgota.cli.reports import reporting
 from mgota.core.config import Config
 from mgota.errors import ConfigError
-from mgota.linux.configured import history_of, load_config, trust_of
+from mgota.linux.configured import history_of, load_config, trust_of, watchdog_of
 from mgota.linux.environment import HISTORY, device_at
 from mgota.linux.launcher import launch
+from mgota.linux.lifelong import LifelongWatchdog
 
 
 @click.command(context_settings={"allow_interspersed_args": False})  # what follows the command is its own
@@ -90,7 +92,10 @@ async def _run_program(config: Config) -> int:
     """The program of a slot, under the launcher, and reports beside it."""
     directory, program = Path(config.data or ""), config.program
     environ = {**os.environ, HISTORY: str(config.history.path or directory / "history")}
-    times = {"watchdog": program.watchdog, "grace": program.grace}
+    guard = watchdog_of(config, environ)
+    times: dict[str, Any] = {"watchdog": program.watchdog, "grace": program.grace}
+    if isinstance(guard, LifelongWatchdog):  # no other belongs to slots that are files
+        times |= {"guard": guard}
     launched = partial(launch, directory, program.command, environ=environ, **times, **trust_of(config))
     async with reporting(config)(device_at(directory, history=history_of(config))):
         return await launched()

@@ -93,9 +93,12 @@ def _of_files(config: Config) -> Contradictions:
     for name in ("selector", "health", "http", "pull", "mqtt"):
         if getattr(config, name) is not None:
             yield name, "this is for a board: of slots that are files, the program in the slot does it"
-    for name, default in (("state", StateSection()), ("watchdog", WatchdogSection())):
-        if getattr(config, name) != default:
-            yield name, "slots that are files have theirs beside them, in slots.directory"
+    if config.state != StateSection():
+        yield "state", "slots that are files have theirs beside them, in slots.directory"
+    if config.watchdog.kind == "systemd":
+        yield "watchdog.kind", "systemd's watchdog is fed by the launcher of slots that are files, unasked"
+    elif config.watchdog.kind == "device" and not config.watchdog.always:
+        yield "watchdog.always", "say always = true: trials of slots that are files are the launcher's own"
     for name in ("mqtt", "query"):
         if getattr(config.history, name):
             yield f"history.{name}", "this is for a board: of slots that are files, the program in the slot does it"

@@ -217,10 +217,18 @@ class WatchdogSection:
     path: str = "/dev/watchdog"
     limit: float | None = None
     """Seconds of its longest timeout, where that is known; otherwise its driver is asked."""
+    always: bool = False
+    """Fed for life by `mgota run`, and not in trials only: what hangs after its commit is reset as well."""
+    timeout: float = 30.0
+    """Seconds without a sign of life after which the board is reset, outside of trials."""
 
     def contradictions(self) -> Contradictions:
         """What makes no sense."""
-        yield from _of_kind(self, {}, {"device": ("path", "limit")})
+        yield from _of_kind(self, {}, {"device": ("path", "limit", "always", "timeout")})
+        if self.timeout < 1:
+            yield "timeout", "a watchdog counts at least 1 second"
+        elif not self.always and self.timeout != 30.0:
+            yield "timeout", "outside of trials it is armed only if always = true"
         if self.limit is not None and self.limit < 1:
             yield "limit", "a watchdog counts at least 1 second"
 

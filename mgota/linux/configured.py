@@ -26,6 +26,7 @@ from mgota.linux.blockslots import BlockSlots
 from mgota.linux.efi import EFIVARS, EfiSelector
 from mgota.linux.environment import device_at
 from mgota.linux.grub import GRUBENV, GrubEnvironment, GrubSelector
+from mgota.linux.lifelong import LifelongWatchdog
 from mgota.linux.mtd import MtdDevice
 from mgota.linux.mtdslots import MtdSlots
 from mgota.linux.notify import Notifier, NotifyWatchdog
@@ -297,7 +298,8 @@ def watchdog_of(config: Config, environ: Mapping[str, str]) -> Watchdog | None:
     """
     match config.watchdog.kind:
         case "device":
-            return HardwareWatchdog(config.watchdog.path, limit=config.watchdog.limit)
+            hardware = HardwareWatchdog(config.watchdog.path, limit=config.watchdog.limit)
+            return LifelongWatchdog(hardware, config.watchdog.timeout) if config.watchdog.always else hardware
         case "systemd":
             notifier = Notifier.from_environment(environ)
             if notifier is None:

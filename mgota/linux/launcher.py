@@ -19,6 +19,7 @@ import subprocess
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from mgota.flash.files import FileLock
 from mgota.linux import environment, watching
 from mgota.linux.child import Child, adopt_orphans
 from mgota.linux.environment import LauncherInfo, file_device
+from mgota.linux.lifelong import LifelongWatchdog, left_in_order
 from mgota.linux.listener import Listener, Systemd, listen
 from mgota.linux.notify import NOTIFY_SOCKET, RESET, WATCHDOG_PID, WATCHDOG_USEC, asks
 from mgota.linux.supervise import COURSES, Event, Pulse, next_pause, on_trial, pause_after
@@ -58,6 +60,7 @@ async def launch(
     watchdog: float | None = 10.0,
     grace: float = 5.0,
     environ: Mapping[str, str] = os.environ,
+    guard: LifelongWatchdog | None = None,
     **options: Any,
 ) -> int:
     """Run the program of the running slot until SIGTERM or SIGINT. Call it in the main thread.
@@ -69,6 +72,7 @@ async def launch(
         watchdog: seconds between two WATCHDOG=1 of the program, at most, from its first one on; None or 0 counts none.
         grace: seconds from SIGTERM to SIGKILL when the program is asked to end.
         environ: the launcher's environment, which the program inherits.
+        guard: the board's watchdog, fed as long as the launcher lives and its program, once it feeds, does so in time.
         options: further arguments of `Device`: `verifier`, `tries`, `on_unknown`; `floor` and `hardware`, which go to
             the program, too.
 
@@ -98,7 +102,7 @@ async def launch(
                 grace=grace,
                 options=options,
             )
-            await _until_asked(launcher, systemd)
+            await _until_asked(launcher, systemd, guard)
     return 0
 
 
@@ -108,15 +112,17 @@ def _prove(directory: str | os.PathLike[str], options: Mapping[str, Any]) -> Pat
     return Path(directory).absolute()
 
 
-async def _until_asked(launcher: "Launcher", systemd: Systemd) -> None:
-    """Run until SIGTERM or SIGINT; systemd is fed until the program has ended."""
+async def _until_asked(launcher: "Launcher", systemd: Systemd, guard: LifelongWatchdog | None) -> None:
+    """Run until SIGTERM or SIGINT; systemd and the board's watchdog are fed until the program has ended."""
     failure: OtaError | None = None
-    async with anyio.create_task_group() as tg:
+    async with left_in_order(guard), anyio.create_task_group() as tg:
         with anyio.CancelScope() as scope:
             tg.start_soon(systemd.keep_fed)
+            if guard:
+                tg.start_soon(partial(guard.stand_guard, alive=lambda: systemd.lives(launcher.timeout)))
             tg.start_soon(_cancel_when_asked, scope)
             try:
-                await launcher.run()
+                await launcher.run(guard.last_reset if guard else None)
             except OtaError as exc:
                 failure = exc  # raised below: the task group would wrap it
         tg.cancel_scope.cancel()
@@ -186,18 +192,21 @@ class Launcher:
         self._environ = environ
         self._options: dict[str, Any] = {**options, "window": window}
         self._window = window
-        self._timeout = min(filter(None, (watchdog, systemd.timeout)), default=None) if watchdog else None
+        self.timeout = min(filter(None, (watchdog, systemd.timeout)), default=None) if watchdog else None
         self._grace = grace
 
-    async def run(self) -> None:
+    async def run(self, reason: str | None = None) -> None:
         """Turn after turn, until cancelled.
+
+        Args:
+            reason: why the machine was reset before, if that is known.
 
         Raises:
             OtaError: the first boot decision cannot be carried out. Later ones are tried again.
         """
         try:
             self._say(None, None)
-            pause, why = await self._turn(0.0, None)
+            pause, why = await self._turn(0.0, reason)
             while True:
                 if pause:
                     await self._pause(pause)
@@ -292,7 +301,7 @@ class Launcher:
         return event, self._tell_end(event, slot, until if on_trial(record, slot) else None, how)
 
     async def _watch(self, device: Device, child: Child, slot: Slot, until: float | None) -> Event:
-        pulse = Pulse(self._timeout)
+        pulse = Pulse(self.timeout)
         waiters: list[Waiter] = [
             lambda: watching.exited(child),
             lambda: watching.asked(self._listener, pulse, self._systemd),
@@ -346,7 +355,7 @@ class Launcher:
             case Event.EXITED:
                 why = f"it {how}"
             case Event.HUNG:
-                why = f"it hung: no sign of life for {self._timeout:g} s"
+                why = f"it hung: no sign of life for {self.timeout:g} s"
             case Event.WINDOW:
                 why = f"it was not committed within {self._window:g} s"
             case Event.RESET:
@@ -379,6 +388,6 @@ class Launcher:
                 made[name] = self._options[option]
         if until is not None:
             made[environment.TRIAL_UNTIL] = repr(until)
-        if self._timeout:
-            made[WATCHDOG_USEC] = str(max(round(self._timeout * 1e6), 1))
+        if self.timeout:
+            made[WATCHDOG_USEC] = str(max(round(self.timeout * 1e6), 1))
         return made

@@ -9,8 +9,10 @@ Rules:
 
 import os
 import socket
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 
 import anyio
@@ -111,6 +113,7 @@ class Systemd:
         self.feeds_itself = True
         """No program runs that has begun to feed: the launcher's own life is what counts."""
         self._ready = False
+        self._heard = -inf
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Systemd":
@@ -135,7 +138,16 @@ class Systemd:
             self._tell(READY)
         if FEED.items() <= notice.items():
             self.feeds_itself = False
+            self._heard = time.monotonic()
             self._tell(FEED)
+
+    def lives(self, patience: float | None) -> bool:
+        """Whether the program that has begun to feed still does; while none has, the launcher's own life counts.
+
+        Args:
+            patience: seconds between two feeds, at most; None counts none.
+        """
+        return self.feeds_itself or patience is None or time.monotonic() - self._heard <= patience
 
     def stopping(self) -> None:
         """The launcher ends."""

@@ -164,6 +164,12 @@ def faults(text: str) -> list[Fault]:
         ("[state]\nraw = true", "state.raw: raw does not belong to file"),
         ("[watchdog]\nkind = 'device'\nlimit = 0.9", "watchdog.limit: a watchdog counts at least 1 second"),
         ("[watchdog]\nlimit = 5", "watchdog.limit: limit does not belong to none"),
+        ("[watchdog]\nkind = 'systemd'\nalways = true", "watchdog.always: always does not belong to systemd"),
+        (
+            "[watchdog]\nkind = 'device'\nalways = true\ntimeout = 0.9",
+            "watchdog.timeout: a watchdog counts at least 1 second",
+        ),
+        ("[watchdog]\nkind = 'device'\ntimeout = 31", "watchdog.timeout: outside of trials it is armed only if"),
         ("[program]\ngrace = -1", "program.grace: this is no time to wait"),
         ("[health]\ncommand = []", "health.command: there is nothing to look at"),
         ("[health]\ntimeout = 3", "health.command: there is nothing to look at"),
@@ -233,6 +239,8 @@ def test_slots_are_of_one_kind(slots: str, said: str) -> None:
         (LEAST + "[http]\n", 3, "http: this is for a board"),
         (LEAST + "[selector]\nkind = 'grub'\n", 3, "selector: this is for a board"),
         (LEAST + "[state]\npath = '/x'\n", 3, "state: slots that are files have theirs beside them"),
+        (LEAST + "[watchdog]\n\nkind = 'systemd'\n", 5, "watchdog.kind: systemd's watchdog is fed by the launcher"),
+        (LEAST + "[watchdog]\nkind = 'device'\n", 3, "watchdog.always: say always = true: trials of slots"),
         (LEAST + "[device]\n\ndata = '/x'\n", 5, "device.data: this is for a board"),
         (BOARD + "[program]\ncommand = ['x']\n", 9, "program: a program is for slots that are files"),
         (BOARD + "[state]\n# in\nkind = 'uboot'\n", 11, "state.kind: a state in uboot's environment needs"),
@@ -265,6 +273,14 @@ def test_slots_are_of_one_kind(slots: str, said: str) -> None:
 def test_sections_fit_together(text: str, line: int, said: str) -> None:
     (fault,) = faults(text)
     assert (fault.line, fault.text[: len(said)]) == (line, said)
+
+
+@pytest.mark.parametrize("slots", [LEAST, BOARD])
+@pytest.mark.parametrize("timeout", ["", "timeout = 1", "timeout = 90"])
+def test_a_watchdog_may_be_fed_always(slots: str, timeout: str) -> None:
+    config = read_config(f"{slots}[watchdog]\nkind = 'device'\nalways = true\n{timeout}\n", "x")
+    assert config.watchdog.always
+    assert config.watchdog.timeout == float(timeout.rpartition(" ")[2] or 30)
 
 
 @pytest.mark.parametrize(

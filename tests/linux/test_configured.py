@@ -36,6 +36,7 @@ from mgota.linux.configured import (
     watchdog_of,
 )
 from mgota.linux.efi import EfiSelector
+from mgota.linux.lifelong import LifelongWatchdog
 from mgota.linux.notify import NotifyWatchdog
 from mgota.linux.reset import RebootCommand
 from mgota.linux.script import ScriptSelector
@@ -255,6 +256,9 @@ def test_watchdogs(board: Board) -> None:
     found: Any = watchdog_of(board.config(more="[watchdog]\nkind = 'device'\npath = '/dev/watchdog1'\nlimit = 15"), {})
     assert isinstance(found, HardwareWatchdog)
     assert (found.path, found.limit) == (Path("/dev/watchdog1"), 15)
+    always: Any = watchdog_of(board.config(more="[watchdog]\nkind = 'device'\nalways = true\ntimeout = 45"), {})
+    assert isinstance(always, LifelongWatchdog)
+    assert (always.inner.path, always.timeout) == (Path("/dev/watchdog"), 45)
     systemd = board.config(more="[watchdog]\nkind = 'systemd'")
     assert isinstance(watchdog_of(systemd, {"NOTIFY_SOCKET": "/run/x"}), NotifyWatchdog)
     with pytest.raises(ConfigError, match="systemd does not watch this process"):

@@ -18,10 +18,14 @@ import anyio
 import pytest
 from mosquitto import Mosquitto
 from terminal import PATIENCE, PROGRAM, run
+from watchdog_driver import Driver, made
 
+from mgota.cli import board_run
 from mgota.core.geometry import Slot
 from mgota.core.keys import PrivateKey
 from mgota.core.ubootenv import Environment, encode_copy
+from mgota.linux.configured import load_config
+from mgota.linux.lifelong import LifelongWatchdog
 from mgota.linux.ubootenv import UbootEnvironment
 from mgota.transports.mqtt.broker import Broker
 from mgota.transports.mqtt.connection import Message, connected
@@ -187,6 +191,28 @@ def test_a_life_of_a_board(board: Board, hook: tuple[str, list[Any]]) -> None:
     assert (back.code, back.out) == (0, "the previous image is selected\n"), back.err
     assert (board.root / "rebooted").exists()
     assert board.boot_next() is A
+
+
+@pytest.mark.asyncio
+async def test_a_board_whose_watchdog_is_fed_always(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    dog = LifelongWatchdog(made(board.root, driver), 0.03)
+    monkeypatch.setattr(board_run, "watchdog_of", lambda _config, _environ: dog)
+    board.boot_next()
+    codes = list[int]()
+
+    async def be_the_board() -> None:
+        codes.append(await board_run.run_board(load_config(board.config)))
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(be_the_board)
+            while driver.feeds < 10:
+                await anyio.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert codes == [0]
+    assert (board.root / "watchdog").read_bytes() == b"V"
+    assert board.here()["state"] == "CONFIRMED"
 
 
 def test_a_packed_file_is_installed_and_goes_when_it_is_not_well(board: Board) -> None:

@@ -69,6 +69,20 @@ def test_a_version_that_hangs_before_it_decides_is_given_up_by_uboot(board: Boar
         assert board.boots() == ["B", "B", "A"]
 
 
+def test_a_version_that_hangs_after_its_commit_is_reset_as_well_and_starts_again(board: Board, system: System) -> None:
+    with board.powered():
+        assert board.push(system.firmware("2.0", hang="committed").path).returncode == 0
+        board.wait_for("board: settled: version 2.0 in slot b, CONFIRMED, committed")
+        board.wait_for("board: hangs")
+        board.wait_for("version 2.0 in slot b: run; last reset: the watchdog reset the device")
+        assert board.wait_until_settled() == "2.0"
+        assert board.watchdog_bites() == 1
+        status = board.status()
+        assert (status["state"], status["active_slot"], status["outcome"]) == ("CONFIRMED", "b", "committed")
+    assert board.boots() == ["B", "B"]
+    assert board.environment() == {"BOOT_ORDER": "B A", "BOOT_A_LEFT": "2", "BOOT_B_LEFT": "2"}
+
+
 @pytest.mark.parametrize("when", ["start", "trial"])
 def test_a_version_that_crashes_is_rolled_back(board: Board, system: System, when: str) -> None:
     with board.powered():

@@ -4,7 +4,8 @@
 
     version      what it says that it is
     crash        "start": it ends before the boot decision; "trial": after it
-    hang         "start": it does nothing, before the boot decision; "trial": its event loop stops after it
+    hang         "start": it does nothing, before the boot decision; "trial": its event loop stops after it;
+                 "committed": it stops in the life in which it was committed
     commit       false: nobody commits
     network      false: the network does not come up; see init.sh
     window       seconds of a trial
@@ -34,6 +35,7 @@ from mgota.core.geometry import Slot
 from mgota.core.record import BootRecord
 from mgota.health import Check
 from mgota.linux.blockslots import BlockSlots, BlockWriter
+from mgota.linux.lifelong import LifelongWatchdog
 from mgota.linux.running import running_slot
 from mgota.linux.selected import SelectedSlots
 from mgota.linux.state import FileState
@@ -42,7 +44,7 @@ from mgota.linux.ubootenv import UbootEnvironment
 from mgota.linux.watchdog import HardwareWatchdog
 from mgota.ports import FlashWriter, ReadableBuffer
 from mgota.transports.http import Request, Response, serve
-from mgota.trial import boot_check, keep_fed
+from mgota.trial import boot_check
 
 HERE = Path(__file__).parent
 ORDERS = Path("/sys/firmware/qemu_fw_cfg/by_name/opt/mgota/orders/raw")
@@ -141,7 +143,7 @@ class Reboot:
         await anyio.sleep_forever()
 
 
-def build_device(watchdog: HardwareWatchdog) -> Device:
+def build_device(watchdog: LifelongWatchdog) -> Device:
     """The device that this board is."""
     slots = BlockSlots({slot: f"PARTLABEL=slot-{slot}" for slot in Slot})
     selector = UbootSelector(UbootEnvironment.from_config(), CONVENTION)
@@ -191,8 +193,8 @@ async def fetch(device: Device, url: str) -> None:
 
 async def main() -> None:
     """Decide, serve, and commit once healthy."""
-    watchdog = HardwareWatchdog(limit=BITES)
-    await watchdog.arm(BITES)
+    watchdog = LifelongWatchdog(HardwareWatchdog(limit=BITES), BITES)
+    await watchdog.disarm()  # from here on it is on guard
     last_reset = watchdog.last_reset
     if BEHAVIOUR.get("crash") == "start":
         raise SystemExit("this version crashes at its start")
@@ -201,10 +203,13 @@ async def main() -> None:
     device = build_device(watchdog)
     mark("before the boot decision")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(partial(keep_fed, watchdog, interval=1))  # it may have to read a whole slot
-        verdict = await boot_check(device, reason=last_reset)
-        tasks.cancel_scope.cancel()
-    status = await device.status()
+        tasks.start_soon(partial(watchdog.stand_guard, resetting=lambda: device.live.resetting))
+        await live(device, last_reset)
+
+
+async def live(device: Device, last_reset: str | None) -> None:
+    """From the boot decision on."""
+    verdict = await boot_check(device, reason=last_reset)
     slot = await device.flash.running_slot()
     say(f"version {VERSION} in slot {slot}: {verdict}; last reset: {last_reset}")
     if verdict is Verdict.RESET:
@@ -221,10 +226,10 @@ async def main() -> None:
             tasks.start_soon(fetch, device, url)
         checks = [Check("network", online, timeout=5)] if BEHAVIOUR.get("commit", True) else []
         outcome = await run_trial(device, checks=checks, interval=0.2)
-        if verdict is Verdict.RUN:
-            await watchdog.disarm()
         status = await device.status()
         say(f"settled: version {VERSION} in slot {slot}, {status.state}, {outcome or status.outcome}, {status.reason}")
+        if BEHAVIOUR.get("hang") == "committed" and outcome:
+            await stop()
         await anyio.sleep_forever()
 
 
