@@ -8,6 +8,7 @@ One image is built and signed for each test run; others are that one with a few 
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import struct
 from collections.abc import Mapping
@@ -115,7 +116,7 @@ class System:
         digest = hashlib.sha256(data)
         path = self.place / f"{version}-{digest.hexdigest()[:8]}.signed.img"
         if not path.exists():
-            draft = path.with_suffix(".draft")
+            draft = path.with_suffix(f".{os.getpid()}.draft")  # another worker may be at it just now
             draft.write_bytes(attach(data, self._key.sign(digest.digest()), Trailer.RAW))
             draft.replace(path)
         return Firmware(path, version, len(data), digest.hexdigest())

@@ -3,7 +3,10 @@
 Rules:
 - a test asks the machine itself: QMP's events, `fw_printenv` on the disk, the bytes of the slots. What the board says
   on its console is waited for, and shown when a test fails;
-- a power cut is SIGKILL: what the guest had not handed to its disk by then is gone.
+- a power cut is SIGKILL: what the guest had not handed to its disk by then is gone;
+- the console only speaks. U-Boot takes whatever comes in for a person at its prompt, and QEMU's stdin is not ours to
+  trust: /dev/null that some program running as root has replaced with a file says what others threw away;
+- a machine dies with the process that started it.
 """
 
 import json
@@ -47,8 +50,14 @@ ORDERS = 1024
 
 MGOTA = Path(sys.executable).with_name("mgota")
 
-PATIENCE = 120.0
+PATIENCE = 240.0
 """Seconds that anything may take, on a machine that is busy with other things as well."""
+
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+"""Started in front of QEMU, which becomes QEMU: of util-linux, which every Debian has."""
+
+CONSOLE = ("-chardev", "file,id=console,path=/dev/stdout", "-serial", "chardev:console")
+"""A serial port with no input at all, unlike `-serial stdio`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Board:
         self.place = place
         self.disk = place / "emmc.img"
         self.log: list[str] = []
-        self.port = _free_port()
+        self.port = 0
         self._frozen = frozen
         self._news = Condition()
         self._process: subprocess.Popen[bytes] | None = None
@@ -148,9 +157,17 @@ class Board:
         self._reader = Thread(target=self._read_console, args=(self._process,), daemon=True)
         self._reader.start()
         self._qmp = Qmp(here)
+        self.port = self._forwarded_port()
         if frozen:
             self._wait_until("paused", lambda: str(self.qmp.execute("query-status")["status"]))  # as it was frozen
             self.qmp.execute("cont")
+
+    def _forwarded_port(self) -> int:
+        """The port that QEMU took for the board's own: nobody else can have it meanwhile."""
+        told = str(self.qmp.execute("human-monitor-command", **{"command-line": "info usernet"}))
+        found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", told)
+        assert found, told
+        return int(found[1])
 
     def freeze(self, place: Path) -> Frozen:
         """Stop it while it runs, and keep what it is."""
@@ -176,8 +193,9 @@ class Board:
             return ["-drive", f"if=pflash,unit={unit},format=raw,readonly=on,file={path}"]
 
         return [
+            *DIES_WITH_US,
             *("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-m", "512", "-accel", "tcg"),
-            *("-display", "none", "-serial", "stdio", "-monitor", "none", "-nodefaults"),
+            *("-display", "none", *CONSOLE, "-monitor", "none", "-nodefaults"),
             *("-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control"),
             *flash(0, self.place / "uboot.img"),
             *flash(1, self.place / "uboot-env.img"),
@@ -188,7 +206,7 @@ class Board:
             *("-device", "i6300esb,addr=6", "-action", "watchdog=reset", "-device", "virtio-rng-pci,addr=7"),
             *(
                 "-netdev",
-                f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:8000,guestfwd=tcp:10.0.2.100:80-cmd:echo alive",
+                "user,id=net,hostfwd=tcp:127.0.0.1:0-:8000,guestfwd=tcp:10.0.2.100:80-cmd:echo alive",
             ),
             *("-fw_cfg", f"name=opt/mgota/orders,file={self.place / 'orders'}"),
         ]
@@ -333,9 +351,3 @@ class Board:
 
 MakeBoard = Callable[[Firmware], Board]
 """A fixture: a board that came from the factory with an image in slot a."""
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

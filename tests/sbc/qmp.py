@@ -35,7 +35,7 @@ class Qmp:
             self._answers.clear()
         self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
         with self._news:
-            if not self._news.wait_for(lambda: self._answers, 20):
+            if not self._news.wait_for(lambda: self._answers, 120):
                 raise TimeoutError(f"no answer to {command}")
             answer = self._answers.pop()
         if "error" in answer:

@@ -11,6 +11,7 @@ import artefacts
 import pytest
 from disk import MIB, Cpio
 from images import GUEST, MGOTA_SOURCE
+from machine import CONSOLE, DIES_WITH_US
 
 pytestmark = [pytest.mark.sbc, pytest.mark.timeout(600), pytest.mark.program("qemu-system-arm")]
 
@@ -45,9 +46,10 @@ def powered(place: Path) -> Generator[Generator[str]]:
     kernel = artefacts.kernel("armhf", "armmp")
     tree = next(kernel.image.parents[1].rglob("imx6q-sabrelite.dtb"))
     command: list[str | Path] = [
+        *DIES_WITH_US,
         *("qemu-system-arm", "-M", "sabrelite", "-m", "512", "-display", "none", "-monitor", "none", "-nodefaults"),
         *("-kernel", kernel.image, "-dtb", tree, "-initrd", place / "initramfs"),
-        *("-append", "console=ttymxc1 quiet", "-serial", "null", "-serial", "stdio"),
+        *("-append", "console=ttymxc1 quiet", "-serial", "null", *CONSOLE),
         *("-drive", f"if=mtd,format=raw,file={place / 'nor.img'}"),
     ]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as machine:
