@@ -41,7 +41,7 @@ from mgota.core.inspect import Inspect
 from mgota.core.keychain import KeyChain
 from mgota.core.manifest import Manifest, identify
 from mgota.core.record import BootRecord, SlotImage
-from mgota.core.trust import trusted
+from mgota.core.trust import check_image
 from mgota.core.version import is_version, order
 from mgota.errors import ConfigError, DigestError, OtaError, StateError, UnknownStateError, UpdateRunningError
 from mgota.ports import BlockingReads, FlashBackend, ProcessLock, RecordObserver, Resetter, StateStore, Watchdog
@@ -302,7 +302,7 @@ class Device:
         scan.expect_crc(crc)
         record, _ = await self.load()
         if self.verifier:
-            trusted(self.verifier, record.chain if record else None).check(scan)
+            check_image(self.verifier, record.chain if record else None, scan)
         scan.expect_this_chip()
         image = identify(scan, manifest, keys=self.verifier is not None)
         if recorded:

@@ -407,9 +407,11 @@ async def test_key_compromise_after_a_rotation_the_old_key_signs_no_image_any_mo
     await board.device.remember(CHAIN)
     assert board.record.chain == CHAIN
     for _ in range(2):
-        with pytest.raises(BadSignatureError):
+        with pytest.raises(BadSignatureError, match="rotated out"):
             await update(board.device, signed(NEW))
         await boot_check(board.boot())
+    with pytest.raises(BadSignatureError, match="bad signature, or none"):
+        await update(board.device, signed(NEW, key=PrivateKey.generate()))
     await pushed(board, signed(NEW, key=FRESH))
     assert await commit(board.device)
     assert board.record.chain == CHAIN

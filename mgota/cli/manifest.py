@@ -22,12 +22,12 @@ from mgota.cli.keys import PRIVATE, read_password
 from mgota.cli.options import FILE, as_json, read_bytes, read_public_key
 from mgota.cli.sign import read_blocks
 from mgota.core.envelope import Envelope, encode_pae, open_envelope
-from mgota.core.image import ImageScan
+from mgota.core.image import ImageScan, Trailer, Verifier
 from mgota.core.keys import PrivateKey, load_private_key, signature_from_any
 from mgota.core.manifest import Manifest, encode_plain
 from mgota.core.signed_manifest import KIND, ManifestVerifier, encode_envelope, seal_manifest
 from mgota.core.strict_json import MAX_INTEGER, parse_object
-from mgota.core.trust import ROTATION, KeySet, check_rotation, make_rotation
+from mgota.core.trust import ROTATION, KeySet, check_rotation, is_signed, last_keys, make_rotation
 from mgota.core.version import is_version, order
 from mgota.core.weburl import is_reference
 from mgota.errors import BadSignatureError, ConfigError, ManifestError, RejectedError
@@ -122,6 +122,7 @@ def sign(
     if any(_kind(way) != ROTATION for way in ways):
         raise click.UsageError("--rotation takes what `mgota manifest rotate` wrote")
     made = _described(image, url, version, seq=seq, hw=hw, expires=expires)
+    _note_rotated(image, ways)
     envelope = seal_manifest(made, signers)
     _deliver(encode_envelope(made, envelope, ways), out, made, envelope, as_json=as_json)
 
@@ -278,7 +279,9 @@ def _described(
         raise ConfigError(f"{path} is empty: there is no image to be served")
     version = version or scan.version
     if version is None:
-        raise ConfigError(f"{path} has no MG_VERSION tag: give --version")
+        raise ConfigError(
+            f"{path} has no MG_VERSION tag: give --version, or put one into it before it is signed (README.md)"
+        )
     if scan.version not in (None, version):
         click.echo(f"note: the tag inside {path} says {scan.version}, not {version}", err=True)
     if is_version(version) and order(version) is None:
@@ -295,9 +298,9 @@ def _described(
     return made
 
 
-def _scan(path: Path) -> ImageScan:
+def _scan(path: Path, trailer: Trailer | None = None) -> ImageScan:
     try:
-        scan = ImageScan(path.stat().st_size, trailer=None)
+        scan = ImageScan(path.stat().st_size, trailer=trailer)
     except OSError as exc:
         raise ConfigError(f"{path} cannot be read: {str(exc.strerror).lower()}") from exc
     seen = 0
@@ -307,6 +310,17 @@ def _scan(path: Path) -> ImageScan:
     if seen != scan.size:
         raise ConfigError(f"{path} changed while it was read")
     return scan
+
+
+def _note_rotated(path: Path, rotations: list[Envelope]) -> None:
+    """A device that follows a rotation takes images by the new keys only, unless it has keys of its own for images."""
+    keys = last_keys(rotations)
+    if keys and not any(is_signed(Verifier(keys=keys, trailer=form), _scan(path, form)) for form in Trailer):
+        click.echo(
+            f"note: {path} is not signed by a key that the rotation brings, and a device that follows it refuses the "
+            "image: first `mgota sign` the firmware with the new key",
+            err=True,
+        )
 
 
 def _private_keys(paths: tuple[Path, ...], password_file: Path | None) -> list[PrivateKey]:

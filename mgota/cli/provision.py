@@ -16,7 +16,7 @@ from mgota.cli.virtual_device import powered
 from mgota.core.floor import check_floor, effective_floor
 from mgota.core.image import ImageScan, Verifier
 from mgota.core.record import BootRecord
-from mgota.core.trust import trusted
+from mgota.core.trust import check_image
 from mgota.errors import BusyError, ConfigError, EmptyImageError
 from mgota.linux.environment import launcher_info
 from mgota.session import provision as write_first
@@ -98,7 +98,7 @@ def _check(scan: ImageScan, verifier: Verifier | None, floor: str | None, record
     if not scan.size:
         raise EmptyImageError("an image has at least one byte")
     if verifier:
-        trusted(verifier, record.chain if record else None).check(scan)
+        check_image(verifier, record.chain if record else None, scan)
     scan.expect_this_chip()
     check_floor(scan.version, effective_floor(record.floor if record else None, floor))
 

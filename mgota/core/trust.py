@@ -17,11 +17,11 @@ from hashlib import sha256
 from typing import Final, cast
 
 from mgota.core.envelope import Envelope, open_envelope, seal_envelope
-from mgota.core.image import Verifier
+from mgota.core.image import ImageScan, Verifier
 from mgota.core.keychain import MAX_CHAIN, MAX_KEYS, KeyChain
 from mgota.core.keys import PrivateKey, PublicKey
 from mgota.core.strict_json import decode_base64, encode_base64, parse_object
-from mgota.errors import BadSignatureError, ConfigError, ManifestError
+from mgota.errors import BadSignatureError, ConfigError, ManifestError, RejectedError
 
 ROTATION: Final = "application/vnd.mgota.keys+json"
 """The type that a rotation is signed as."""
@@ -91,6 +91,37 @@ def trusted(verifier: Verifier, chain: KeyChain | None) -> Verifier:
         chain: what the device remembers.
     """
     return Verifier(keys=effective(KeySet(tuple(verifier.keys)), chain).keys, trailer=verifier.trailer)
+
+
+def check_image(verifier: Verifier, chain: KeyChain | None, scan: ImageScan) -> None:
+    """Accept a scanned image by the keys that count, or not.
+
+    Args:
+        verifier: as it is configured.
+        chain: what the device remembers.
+        scan: of all of the image.
+
+    Raises:
+        UnsignedError: it has no trailer of the expected form.
+        BadSignatureError: no key that counts made the signature.
+    """
+    try:
+        trusted(verifier, chain).check(scan)
+    except BadSignatureError as exc:
+        if chain is not None and is_signed(verifier, scan):
+            raise BadSignatureError(
+                "signed by a key that was rotated out: sign the image with one that counts"
+            ) from exc
+        raise
+
+
+def is_signed(verifier: Verifier, scan: ImageScan) -> bool:
+    """Whether one of these keys signed the image."""
+    try:
+        verifier.check(scan)
+    except RejectedError:
+        return False
+    return True
 
 
 def follow(configured: KeySet, chain: KeyChain | None, rotations: Iterable[Envelope]) -> KeyChain | None:
@@ -171,6 +202,17 @@ def make_rotation(old: KeySet, new: KeySet, signers: Sequence[PrivateKey]) -> En
     keys = [encode_base64(key.raw) for key in new.keys]
     payload = {"v": 1, "from": old.id, "keys": keys, "threshold": new.threshold}
     return seal_envelope(ROTATION, json.dumps(payload).encode("ascii"), signers)
+
+
+def last_keys(rotations: Iterable[Envelope]) -> tuple[PublicKey, ...]:
+    """The keys that the rotations lead to, whoever signed them.
+
+    Raises:
+        ManifestError: one is malformed.
+    """
+    ways = [_read(envelope) for envelope in rotations]
+    left = {old for old, _ in ways}
+    return tuple(dict.fromkeys(key for _, new in ways if new.id not in left for key in new.keys))
 
 
 def read_rotations(found: object) -> tuple[Envelope, ...]:

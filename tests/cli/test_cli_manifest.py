@@ -319,3 +319,21 @@ def test_no_moment_is_too_far_to_be_told(shop: Shop, mgota: Terminal, here: Path
         made = Manifest(version="1", url="x", size=1, sha256="0" * 64, seq=1, expires=expires)
         (here / "m.json").write_bytes(encode_signed(made, [shop.key]))
         assert words in mgota.ok("manifest", "verify", "m.json", "--key", shop.public).out
+
+
+def test_an_image_that_a_rotation_leaves_behind_is_told(shop: Shop, image: Path, mgota: Terminal, here: Path) -> None:
+    new = pair(here, "new")
+    keys = ["--key", "private.pem", "--key", "new-private.pem"]
+    mgota.ok("manifest", "rotate", "--from", "public.pem", "--to", "new.pem", *keys, "-o", "r.json")
+    sign = ["--key", "new-private.pem", "--seq", "1", "--rotation", "r.json", "-o", "m.json"]
+    assert (
+        f"note: {image} is not signed by a key that the rotation brings"
+        in mgota.ok("manifest", "sign", image, *sign).err
+    )
+    assert mgota.ok("manifest", "sign", image, "--key", "private.pem", "--seq", "1", "-o", "m.json").err == ""
+    firmware = here / "fw.bin"
+    firmware.write_bytes(image.read_bytes()[:-64])
+    for form in ("raw", "mgsg"):
+        mgota.ok("sign", firmware, "--key", "new-private.pem", "--trailer", form)
+        assert mgota.ok("manifest", "sign", here / "fw.signed.bin", *sign).err == ""
+    assert new.public != shop.key.public

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from mgota.core.envelope import Envelope, seal_envelope
-from mgota.core.image import Trailer, Verifier
+from mgota.core.image import ImageScan, Trailer, Verifier, attach
 from mgota.core.keychain import MAX_CHAIN, MAX_KEYS, KeyChain
 from mgota.core.keys import PrivateKey
 from mgota.core.manifest import Manifest
@@ -18,14 +19,17 @@ from mgota.core.strict_json import encode_base64
 from mgota.core.trust import (
     ROTATION,
     KeySet,
+    check_image,
     check_rotation,
     effective,
     follow,
+    is_signed,
+    last_keys,
     make_rotation,
     read_rotations,
     trusted,
 )
-from mgota.errors import BadSignatureError, ConfigError, ManifestError, OtaError
+from mgota.errors import BadSignatureError, ConfigError, ManifestError, OtaError, UnsignedError
 
 KEYS = [PrivateKey.generate() for _ in range(9)]
 A, B, C, D, EVIL = KEYS[:5]
@@ -140,6 +144,37 @@ def test_images_are_verified_with_the_keys_that_count() -> None:
     configured = Verifier(keys=[A.public], trailer=Trailer.MGSG)
     assert trusted(configured, None) == configured
     assert trusted(configured, follow(keys(A), None, [AB])) == Verifier(keys=[B.public], trailer=Trailer.MGSG)
+
+
+def scanned(key: PrivateKey) -> ImageScan:
+    firmware = bytes(40)
+    image = attach(firmware, key.sign(sha256(firmware).digest()), Trailer.RAW)
+    scan = ImageScan(len(image), trailer=Trailer.RAW)
+    scan.update(image)
+    return scan
+
+
+def test_an_image_by_a_key_that_was_rotated_out_is_told_so() -> None:
+    old, chain = Verifier(keys=[A.public]), follow(keys(A), None, [rotation(keys(A), keys(B), A, B)])
+    check_image(old, None, scanned(A))
+    check_image(old, chain, scanned(B))
+    for key, words in ((A, "rotated out"), (C, "bad signature, or none")):
+        with pytest.raises(BadSignatureError, match=words):
+            check_image(old, chain, scanned(key))
+    with pytest.raises(BadSignatureError, match="bad signature, or none"):
+        check_image(old, None, scanned(B))
+    with pytest.raises(UnsignedError):
+        check_image(old, chain, ImageScan(64, trailer=Trailer.RAW))
+    assert is_signed(old, scanned(A))
+    assert not is_signed(old, scanned(B))
+
+
+def test_where_rotations_lead() -> None:
+    ways = [rotation(keys(A), keys(B), A, B), rotation(keys(B), keys(C, D), B, C)]
+    assert set(last_keys(ways)) == {C.public, D.public}
+    assert set(last_keys(reversed(ways))) == {C.public, D.public}
+    assert last_keys(ways[:1]) == (B.public,)
+    assert last_keys([]) == ()
 
 
 def test_a_manifest_brings_the_rotation_that_it_is_signed_after() -> None:
