@@ -5,6 +5,7 @@
 # make proof  every pair of power cuts on every sector map, whole lives in every place, and many cuts at random: some minutes
 # make soak   a million runs with three to seven power cuts
 # make page   fetch from npm what the updater page needs to reach a broker, and what its tests need
+# make sbom   the bill of materials, dist/mgota.cdx.json
 # make bench  the benchmarks, ratios side by side
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ READY := $(VENV)/.ready
 JOBS ?= 2
 PAGE := mgota/page/mqtt.min.js
 
-.PHONY: setup page demo test lint types unit proof soak bench clean
+.PHONY: setup page demo test lint types unit test-sbc proof soak sbom bench clean
 setup: $(READY)
 
 $(READY): pyproject.toml
@@ -54,6 +55,9 @@ proof: setup
 
 soak: setup
 	$(BIN)/python tools/proof.py --only random --runs 1000000 --least 1000000 --jobs $(JOBS)
+
+sbom: setup
+	$(BIN)/python tools/sbom.py
 
 bench: setup
 	$(BIN)/python benchmarks/http_push.py
