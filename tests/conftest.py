@@ -1,7 +1,9 @@
-"""What every test of the tree gets: the `program` marker, and hypothesis without a stopwatch."""
+"""What every test of the tree gets: the `program` marker, `no_cover` also in xdist's workers, no stopwatch."""
 
 import os
 import shutil
+import sys
+from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,3 +23,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if os.environ.get("MGOTA_REQUIRE_ALL") == "1":
                 pytest.fail(f"the program {name} is not installed, and MGOTA_REQUIRE_ALL=1", pytrace=False)
             pytest.skip(f"the program {name} is not installed")
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """`no_cover` measures nothing.
+
+    In a worker of xdist pytest-cov has started two measurements, one over the other, and its own `no_cover` stops the
+    upper one only: the proofs took three times as long.
+    """
+    trace = sys.gettrace()
+    if item.get_closest_marker("no_cover"):
+        sys.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(trace)
