@@ -31,10 +31,12 @@ class Progress:
     Args:
         sent: bytes of the image that were sent.
         size: bytes of the image.
+        waiting: what is waited for before anything is sent, in words; else empty.
     """
 
     sent: int
     size: int
+    waiting: str = ""
 
 
 class Remote(Protocol):

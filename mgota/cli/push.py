@@ -14,6 +14,7 @@ from typing import Any, cast
 import anyio
 import click
 
+from mgota.cli.ending import run_until_told
 from mgota.cli.options import FILE, as_json, client_options, is_mqtt, read_text, remote_at
 from mgota.cli.packing import compress_option, outgoing
 from mgota.core.unpack import Packing
@@ -90,7 +91,7 @@ def push(
         if devices is None:
             _push_one(image.name, push_to(targets[0]), told=as_json)
             return
-        results = anyio.run(_push_all, [push_to(target) for target in targets], jobs, as_json)
+        results = run_until_told(_push_all, [push_to(target) for target in targets], jobs, as_json)
     if as_json:
         click.echo(json.dumps([asdict(result) for result in results]))
     else:
@@ -172,7 +173,7 @@ def _push_one(name: str, push: Push, *, told: bool) -> None:
     began = time.monotonic()
     draw = _silent if told else _draw_bar if sys.stderr.isatty() else _draw_lines
     try:
-        size = anyio.run(draw, name, push.begin())
+        size = run_until_told(draw, name, push.begin())
     except OtaError as exc:
         if told:
             click.echo(json.dumps({"url": push.url, "ok": False, "error": str(exc)}))
@@ -203,9 +204,12 @@ async def _silent(_: str, progress: AsyncGenerator[Progress]) -> int:
 async def _draw_lines(name: str, progress: AsyncGenerator[Progress]) -> int:
     """A line for every tenth: where there is no terminal, and nothing can be drawn over."""
     size = told = 0
+    waiting = ""
     async with aclosing(progress):
         async for step in progress:
             size = step.size
+            if step.waiting != waiting and (waiting := step.waiting):
+                click.echo(f"{name}: waiting: {waiting}")
             if (tenth := step.sent * 10 // size) > told:
                 told = tenth
                 click.echo(f"{name}: {tenth * 10} %")
@@ -229,7 +233,7 @@ async def _draw_bar(name: str, progress: AsyncGenerator[Progress]) -> int:
         async with aclosing(progress):
             async for step in progress:
                 size = step.size
-                done = "verifying" if step.sent == size else name
+                done = f"waiting: {step.waiting}" if step.waiting else "verifying" if step.sent == size else name
                 bar.update(task, total=size, completed=step.sent, description=done)
     return size
 

@@ -204,7 +204,7 @@ class Receiving:
             return (yield from self._given_up(chunk))
         if self.under_way:
             if chunk.session != self.session:
-                return _refused(UpdateRunningError("another upload is under way"))
+                return _refused(self._taken())
             return (yield from self._go_on(chunk))
         if self.phase is Phase.ACTIVATED and chunk.session == self.session and (self.session or not _begins(chunk)):
             return self._repeat(chunk)
@@ -217,6 +217,12 @@ class Receiving:
         if chunk.offset:
             return _refused(WrongOffsetError(0, chunk.offset), following=0)
         return (yield from self._begin(chunk))
+
+    def _taken(self) -> UpdateRunningError:
+        idle = self._patience.idle
+        return UpdateRunningError(
+            f"another upload is under way; without a word of its sender it ends within {idle:g} s"
+        )
 
     def _ended_before(self, chunk: Chunk) -> Generator[Operation, bytes | None, bool]:
         """Whether this is the end of an image, or its last piece, that went on trial before the device started."""

@@ -35,6 +35,8 @@ class SinglePush:
         """Bytes that the device took."""
         self.heard = False
         """Whether it ever answered."""
+        self.waiting = ""
+        """As a push with a session: but this one waits for nobody."""
         self.phase = Phase.AWAY
         self.method = UPLOAD
         """By what name the device is asked."""

@@ -13,6 +13,7 @@ Rules:
 - after a reconnect of either end the device is asked where it is. What it does not know any more begins at 0;
 - the end is repeated until it is answered. If the device restarted meanwhile, its status tells how it ended;
 - a refusal that is no end is waited out: the device may be stopping, and come back;
+- another upload is waited for, and nothing sent meanwhile: it ends, or falls asleep. A trial is not;
 - only bytes that the device has not had before count as movement, so that nothing goes on for ever.
 """
 
@@ -22,7 +23,7 @@ from typing import Any, Final, cast
 
 from mgota.core.rpc import KINDS, MAX_CHUNK, OK, UPLOAD, Code, Fault, Reply, Standing, is_session, read_standing
 from mgota.core.rpc_sender import MAX_ATTEMPTS, Ask, Chunk, Message, Phase, a_line, error_of, silence
-from mgota.errors import ConfigError, MalformedError, StalledError, TransferError
+from mgota.errors import BusyError, ConfigError, MalformedError, StalledError, TransferError
 
 WINDOW: Final = 8
 """Chunks in flight."""
@@ -43,7 +44,10 @@ RETRY_MAX: Final = 15.0
 """Most seconds between two repetitions: a device may erase or verify for so long."""
 
 LOOK_AGAIN: Final = 0.5
-"""Seconds until a device that is about to restart is asked once more."""
+"""Seconds until a device that is about to restart, or takes another upload, is asked once more."""
+
+GRACE: Final = 3.0
+"""Seconds that another upload is waited for beyond patience: one that died just before may last as long."""
 
 SIGNATURES: Final = (0, 64, 68)
 """Bytes of the trailer that a device may leave out of its image's SHA-256."""
@@ -96,6 +100,9 @@ class WindowPush:
         self._out = False  # the question or the end is on its way
         self._ended = False
         self._said = ""  # by the device, since something moved
+        self.waiting = ""
+        """What is waited for before anything is sent, in words."""
+        self._busy = False  # the device said so, and its status does not show another upload
         self._wait = RETRY
         self._due: float | None = None
 
@@ -107,8 +114,12 @@ class WindowPush:
     @property
     def deadline(self) -> float:
         """When `tick` has something to do, if nothing else happens."""
-        given_up = (self._moved or 0.0) + self._patience
+        given_up = self._given_up
         return given_up if self._due is None else min(self._due, given_up)
+
+    @property
+    def _given_up(self) -> float:
+        return (self._moved or 0.0) + self._patience + (GRACE if self.waiting else 0.0)
 
     def connected(self, now: float) -> None:
         """The broker is there, and the answers are subscribed to."""
@@ -162,7 +173,9 @@ class WindowPush:
         """
         if self.done:
             return
-        if self._moved is not None and now >= self._moved + self._patience:
+        if self._moved is not None and now >= self._given_up:
+            if self.waiting:
+                raise BusyError(f"{self.waiting} on the device, and has been for {self._patience:g} s")
             raise StalledError(silence(self.phase, self._patience, self._said))
         if self._due is None or now < self._due:
             return
@@ -242,9 +255,17 @@ class WindowPush:
             self.phase, self._due = Phase.DOUBT, None
         elif self._sent == 0:
             self._calm()
-            self.phase = Phase.SENDING
+            self._begin(status, now)
         else:
             self._begin_again(now)
+
+    def _begin(self, status: Mapping[str, Any], now: float) -> None:
+        """Send the first chunk, or wait for somebody else's last one."""
+        if isinstance(status.get("update"), dict):
+            self.waiting, self._busy = "another upload is under way", False
+            self._out, self._due = True, now + LOOK_AGAIN
+        else:
+            self.waiting, self.phase = "", Phase.SENDING
 
     def _position(self, status: Mapping[str, Any]) -> int | None:
         """How far the device is with this push; None if it does not know it."""
@@ -272,6 +293,10 @@ class WindowPush:
         if refusal.final or refusal.next is None:
             if KINDS.get(refusal.kind or "") is TransferError and not refusal.final:
                 self._said = a_line(refusal.message)  # such as that it stops just now: silence sends it again
+                return
+            if isinstance(error_of(refusal), BusyError) and self.acked == 0 and not self._busy:
+                self._busy, self._sent, self._top = True, 0, 0  # nothing was taken; its status tells why
+                self._ask()
                 return
             if self.phase is Phase.ASKING and refusal.code == Code.UNKNOWN_METHOD:
                 raise ConfigError("the device does not know ota.status: push to it with stop-and-wait")

@@ -76,8 +76,11 @@ async def test_two_senders_at_once(url: str, shop: Shop, tmp_path: Path) -> None
         async with aclosing(push(shop.image("2.0.0", 2_000_000), url)) as first:
             await anext(first)
             assert (await anext(first)).sent > 0
-            with pytest.raises(errors.BusyError, match="another upload"):
-                async for _ in push(shop.image("3.0.0"), url):
+            with pytest.raises(errors.BusyError, match="another upload is under way on the device"):
+                async for _ in push(shop.image("3.0.0"), url, timeout=0.1):
+                    pass
+            with pytest.raises(errors.BusyError, match="it ends within 60 s"):
+                async for _ in push(shop.image("3.0.0"), url, stop_and_wait=True):
                     pass
             async for _ in first:
                 pass
@@ -85,6 +88,27 @@ async def test_two_senders_at_once(url: str, shop: Shop, tmp_path: Path) -> None
         with pytest.raises(errors.BusyError, match="trial"):
             async for _ in push(shop.image("3.0.0"), url):
                 pass
+
+
+async def test_who_comes_second_waits_until_the_first_has_left(url: str, shop: Shop, tmp_path: Path) -> None:
+    waiting, told = anyio.Event(), list[str]()
+
+    async def second() -> None:
+        async for step in push(shop.image("3.0.0"), url):
+            told.append(step.waiting)
+            if step.waiting:
+                waiting.set()
+
+    with Serving("--slots", tmp_path / "device", "--key", shop.public, "--mqtt", url):
+        image = shop.image("2.0.0", 2_000_000)
+        async with anyio.create_task_group() as tasks, aclosing(push(image, url)) as first:
+            await anext(first)
+            assert (await anext(first)).sent > 0
+            tasks.start_soon(second)
+            with anyio.fail_after(10):
+                await waiting.wait()
+        assert told[:3] == ["", "another upload is under way", ""]
+        await on_trial(url, "3.0.0")
 
 
 async def test_what_is_not_signed_is_refused_for_good(url: str, shop: Shop, tmp_path: Path) -> None:
@@ -128,6 +152,13 @@ async def test_who_stops_a_push_may_begin_another_at_once(url: str, shop: Shop, 
         process.send_signal(signal.SIGINT)
         await process.aclose()
         assert process.returncode == 130
-        async for _ in push(image, url):
-            pass
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            process = await anyio.open_process([*PROGRAM, "push", str(image), url], stderr=None)
+            assert process.stdout
+            assert b"10 %" in await process.stdout.receive()
+            process.send_signal(number)
+            await process.aclose()
+            assert process.returncode == 128 + number
+        steps_seen = [step async for step in push(image, url)]
+        assert not any(step.waiting for step in steps_seen)
         await on_trial(url, "2.0.0")

@@ -335,6 +335,33 @@ async def test_a_broker_restart_in_the_middle(mosquitto: Mosquitto) -> None:
     assert fake.flash.chunks == [4096, 4096, 2048]
 
 
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+async def test_two_devices_with_one_url_are_named_as_the_trouble(
+    mosquitto: Mosquitto, version: Version, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mgota.transports.mqtt.device.backoff", lambda _: 0.01)
+    url = f"{mosquitto.url}/mg/123"
+    async with serve(FakeDevice().device, url, version=version), serve(FakeDevice().device, url, version=version):
+        with anyio.fail_after(10):
+            while f"is there another device at {url}?" not in caplog.text:
+                await anyio.sleep(0.01)
+
+
+async def test_a_broker_that_comes_and_goes_is_no_second_device(
+    mosquitto: Mosquitto, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mgota.transports.mqtt.device.backoff", lambda _: 0.01)
+    async with serve(FakeDevice().device, f"{mosquitto.url}/mg/123") as served:
+        for count in (1, 2):
+            await served.online()
+            await anyio.to_thread.run_sync(mosquitto.restart)
+            with anyio.fail_after(10):
+                while caplog.text.count("the broker broke") < count:
+                    await anyio.sleep(0.005)
+        await served.online()
+    assert "another device" not in caplog.text
+
+
 async def test_a_broker_that_is_down_at_the_start_is_no_error(
     mosquitto: Mosquitto, caplog: pytest.LogCaptureFixture
 ) -> None:

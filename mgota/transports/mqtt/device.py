@@ -44,6 +44,12 @@ INBOX_BYTES: Final = 1 << 20
 STEADY: Final = 30.0
 """Seconds after which a connection counts as one that holds: the next wait begins small again."""
 
+BRIEF: Final = 10.0
+"""Seconds in which a connection that was complete counts as lost at once."""
+
+SUSPICIOUS: Final = 3
+"""Connections lost at once in a row that look as if there were two of this device."""
+
 
 class Inbox:
     """What came and was not carried out yet, within bounds."""
@@ -109,6 +115,8 @@ class MqttDevice:
         self._responder = Responder(device, self._receiver)
         self._inbox = Inbox(broker.topic("rx"))
         self._link: Link | None = None
+        self._since: float | None = None  # when this connection was complete
+        self._brief = 0  # connections in a row that were lost at once
         self._changed = anyio.Event()
 
     @property
@@ -152,8 +160,20 @@ class MqttDevice:
             except (TransferError, ConfigError) as exc:
                 attempt = 1 if anyio.current_time() - begun > STEADY else attempt + 1
                 wait = backoff(attempt)
-                log.warning("%s; the next try is in %.1f s", exc, wait)
+                log.warning("%s; the next try is in %.1f s%s", exc, wait, self._suspicion())
                 await anyio.sleep(wait)
+
+    def _suspicion(self) -> str:
+        """A hint where two devices with one URL seem to throw each other out of the broker, which does not tell."""
+        if self._since is not None:
+            self._brief = self._brief + 1 if anyio.current_time() - self._since < BRIEF else 0
+            self._since = None
+        if self._brief < SUSPICIOUS:
+            return ""
+        return (
+            f". {self._brief} connections in a row were lost at once: is there another device at {self.broker}?"
+            " Each needs a URL of its own"
+        )
 
     async def _be_connected(self) -> None:
         broker, version = self.broker, await self._version()
@@ -166,6 +186,7 @@ class MqttDevice:
             await self._say_online(link, version, last)
             log.info("online at %s", broker)
             self._now(link)
+            self._since = anyio.current_time()
             try:
                 await link.closed()
             finally:

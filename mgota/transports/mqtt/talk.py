@@ -190,7 +190,7 @@ class Talk:
     @property
     def progress(self) -> Progress:
         """How far the device is."""
-        return Progress(self._push.acked, self._source.size)
+        return Progress(self._push.acked, self._source.size, self._push.waiting)
 
     def check(self) -> None:
         """Nothing if it ended well.
@@ -224,10 +224,10 @@ class Talk:
             ConfigError: the image cannot be read.
         """
         push, size = self._push, self._source.size
-        start = push.acked
+        start, waiting = push.acked, push.waiting
         mark = start + STEP if start == size else min(start + STEP, size)
         async with watched(link, self.inbox):
-            while not self.over and start <= push.acked < mark:
+            while not self.over and start <= push.acked < mark and push.waiting == waiting:
                 await self._send(link)
                 await self._hear()
         return not self.over
