@@ -48,8 +48,8 @@ async def _run(work: Callable[[*Args], Awaitable[T]], args: tuple[*Args]) -> T:
         except Exception as exc:  # noqa: BLE001  raised outside of the task group, which would wrap it
             failure = exc
         tasks.cancel_scope.cancel()
-    if failure:
-        raise failure
     if found:
         return found[0]
+    if failure and not ended:  # else it failed of its end, such as of a pipe that was closed
+        raise failure
     raise SystemExit(128 + ended[0])

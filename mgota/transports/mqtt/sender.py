@@ -132,7 +132,7 @@ class Remote:
                             while await talk.advance(link):
                                 yield talk.progress
                         finally:
-                            talk.leave(link)
+                            await talk.leave(link)
                 except TransferError as exc:  # the broker's; what the device says is kept in the talk
                     if not talk.begun:
                         raise

@@ -41,6 +41,9 @@ STEP: Final = 256 * 1024
 ANSWER: Final = 15.0
 """Most seconds until a device answers of which nobody said that it is there."""
 
+FAREWELL: Final = 2.0
+"""Most seconds until the broker has the word that a push is given up."""
+
 _FRAMES: Final = 4096
 # Replies that may wait to be read: those to all senders come here.
 
@@ -232,12 +235,16 @@ class Talk:
                 await self._hear()
         return not self.over
 
-    def leave(self, link: Link) -> None:
-        """The connection is left. A push that has not ended well is given up: the device need not wait for it."""
+    async def leave(self, link: Link) -> None:
+        """The connection is left. A push that has not ended well is given up: the device need not wait for it.
+
+        At QoS 1: a socket that is closed while answers wait in it is reset, and what the broker has not read is lost.
+        """
         push, broken = self._push, self.inbox.broken
         if isinstance(push, WindowPush) and push.heard and not push.done and broken is None:
-            with suppress(TransferError):
-                link.post(self._rx, encode_request(abort_request(push.new_id(), Abort(push.session))))
+            frame = encode_request(abort_request(push.new_id(), Abort(push.session)))
+            with anyio.CancelScope(shield=True), anyio.move_on_after(FAREWELL), suppress(TransferError):
+                await link.publish(self._rx, frame, qos=1)
 
     async def pause(self, seconds: float) -> None:
         """Between two connections: no longer than patience lasts."""
