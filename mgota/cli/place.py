@@ -2,6 +2,7 @@
 
     --slots DIR                                               two slots as files
     --target NAME [--part PART] --flash FILE --state FILE     a chip of the table; `mgota targets` lists them
+    --target NAME --link URL --slots DIR --state FILE         a chip that is wired to this machine, two slots as files
     --target custom --backend MODULE:FACTORY --state FILE     a backend of one's own
 
 The factory of a custom backend is called with the path of `--flash`, if that is given, and returns a `FlashBackend`.
@@ -32,6 +33,7 @@ from mgota.linux.state import FileState
 from mgota.ports import FlashBackend
 
 if TYPE_CHECKING:
+    from mgota.core.link_url import LinkUrl
     from mgota.flash.targets.table import Target
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -58,6 +60,7 @@ class Place:
         state: its boot record.
         backend: makes the backend of a custom target.
         inspect: looks at images: are they for this chip? None does not ask.
+        link: where a wired chip is reached, or None.
     """
 
     slots: Path | None
@@ -66,6 +69,7 @@ class Place:
     state: Path | None
     backend: Callable[..., object] | None
     inspect: Inspect | None
+    link: "LinkUrl | None" = None
 
     @property
     def note(self) -> Path | None:
@@ -104,6 +108,10 @@ class Place:
         Raises:
             ConfigError: the files are not this device's.
         """
+        if self.link and self.target and self.slots and self.state:
+            from mgota.cli.wired import wired_chip  # noqa: PLC0415  plain `serve` stays small without
+
+            return wired_chip(self.target, self.link, self.slots, self.state, inspect=self.inspect, **options)
         if self.slots:
             return two_slots(self.slots, **options)
         if not (self.target and self.state):
@@ -120,7 +128,7 @@ def place_options(command: F) -> F:
 
     @wraps(command)
     def checked(**arguments: Any) -> Any:
-        found = {name: arguments.pop(name) for name in ("slots", "target", "part", "flash", "state", "backend")}
+        found = {name: arguments.pop(name) for name in ("slots", "target", "part", "flash", "state", "backend", "link")}
         slots = arguments.pop("directory", None)
         if slots and found["slots"]:
             raise click.UsageError("--dir and --slots are the same: give one")
@@ -131,6 +139,9 @@ def place_options(command: F) -> F:
     for option in (
         click.option("--check-image", is_flag=True, help="Refuse an image that was made for another chip."),
         click.option("--backend", metavar="MODULE:FACTORY", help="The backend of --target custom."),
+        click.option(
+            "--link", metavar="URL", help="Where a wired chip is reached: gdb://HOST:PORT or serial:///DEVICE."
+        ),
         click.option("--state", type=FILE, metavar="FILE", help="Where the boot record is kept."),
         click.option("--flash", type=FILE, metavar="FILE", help="The raw flash array; made if it is missing."),
         click.option("--part", metavar="PART", help="Which variant of the chip; `mgota targets` lists them."),
@@ -149,8 +160,11 @@ def _checked(
     flash: Path | None,
     state: Path | None,
     backend: str | None,
+    link: str | None,
     check_image: bool,
 ) -> Place:
+    if link is not None:
+        return _wired(link, slots, target, part, state, check_image=check_image, others=(flash, backend))
     if (slots is None) == (target is None):
         raise click.UsageError("which device? give either --slots DIR or --target NAME --flash FILE --state FILE")
     if slots and (flash or state or part or backend or check_image):
@@ -167,6 +181,33 @@ def _checked(
         _check_files(flash, state)
     inspect = _inspect(found) if found and check_image else None
     return Place(slots=slots, target=found, flash=flash, state=state, backend=factory, inspect=inspect)
+
+
+def _wired(
+    link: str,
+    slots: Path | None,
+    target: str | None,
+    part: str | None,
+    state: Path | None,
+    *,
+    check_image: bool,
+    others: tuple[object, ...],
+) -> Place:
+    from mgota.core.link_url import parse_link  # noqa: PLC0415  plain `serve` stays small without
+    from mgota.flash.links.opened import connector  # noqa: PLC0415  the same
+    from mgota.flash.targets.table import find_target  # noqa: PLC0415  the same
+
+    if not (slots and target and state) or any(others):
+        raise click.UsageError(
+            "--link URL needs --target NAME, --slots DIR and --state FILE, and no --flash or --backend"
+        )
+    try:
+        url, found = parse_link(link), find_target(target, part)
+        connector(url, found)
+    except ConfigError as exc:
+        raise click.UsageError(str(exc)) from exc
+    inspect = _inspect(found) if check_image else None
+    return Place(slots=slots, target=found, flash=None, state=state, backend=None, inspect=inspect, link=url)
 
 
 def _target(name: str, part: str | None) -> "Target":

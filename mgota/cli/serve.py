@@ -53,6 +53,11 @@ from mgota.transports.http import serve as serve_http
 )
 @ways_options
 @polling_options
+@click.option(
+    "--health-line", metavar="TEXT", help="Of a wired chip: commit an image when it prints this on --console."
+)
+@click.option("--console", metavar="URL", help="Where it prints: serial:///DEVICE?baud=BAUD or tcp://HOST:PORT.")
+@click.option("--health-url", metavar="URL", help="Of a wired chip: commit an image when this URL answers.")
 @click.option("--page/--no-page", default=True, show_default=True, help="Show the updater page at / to browsers.")
 def serve(
     *,
@@ -74,8 +79,9 @@ def serve(
     legacy_get: bool,
     page: bool,
     ways: tuple[Serving, ...],
+    **health: str | None,
 ) -> None:
-    """Be a virtual device: two slots as files, or a chip.
+    """Be a virtual device: two slots as files, or a chip. Or update a real one, wired to this machine.
 
     A reset boots it again inside this process; window and rollback are real; killing the process is a power cut.
     The first line on stdout is `listening on http://HOST:PORT`.
@@ -85,6 +91,7 @@ def serve(
     mgota serve --target stm32h5 --flash chip.bin --state chip.state --key public.pem
     mgota serve --target stm32f4 --part STM32F405xG --flash chip.bin --state chip.state --check-image
     mgota serve --slots DIR --mqtt mqtt://127.0.0.1:1883/site/7
+    mgota serve --target stm32f4 --link gdb://127.0.0.1:3333 --slots DIR --state FILE
     mgota serve --slots DIR --key public.pem --pull https://updates.example/fw.json --interval 3600
     """  # noqa: D301  \b keeps click from joining the lines
     log_to_stderr(logging.INFO)
@@ -107,8 +114,29 @@ def serve(
             "page": "/" if page else None,
         }
         serving = together([partial(serve_http, listeners=[listener], **options), *ways])
-        make = partial(place.device, verifier=verifier, window=window, floor=floor, hardware=hardware)
+        make = _watched(
+            place, partial(place.device, verifier=verifier, window=window, floor=floor, hardware=hardware), **health
+        )
         anyio.run(_run, make, serving, url_of(listener, secure=context is not None))
+
+
+def _watched(
+    place: Place,
+    make: Callable[[], VirtualDevice],
+    *,
+    health_line: str | None,
+    console: str | None,
+    health_url: str | None,
+) -> Callable[[], VirtualDevice]:
+    """With the health checks of a wired chip."""
+    if place.link is None:
+        if health_line or console or health_url:
+            raise click.UsageError("--health-line, --console and --health-url belong to --link")
+        return make
+    from mgota.cli.wired import health_of  # noqa: PLC0415  who has no wired chip does not load it
+
+    health = health_of(health_line, console, health_url, place.link)
+    return lambda: health.watching(make())
 
 
 async def _run(make: Callable[[], VirtualDevice], serving: Serving, url: str) -> None:

@@ -12,7 +12,7 @@ loader or the chip starts it again. Rules:
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +23,10 @@ import anyio
 from mgota.cli.chip_files import ChipFiles
 from mgota.core.record import Outcome
 from mgota.device import Device
-from mgota.errors import OtaError, UpdateRunningError
+from mgota.errors import LinkError, OtaError, UpdateRunningError
 from mgota.flash.files import FileLock
 from mgota.flash.virtual import VirtualReset, VirtualWatchdog
+from mgota.health import Check
 from mgota.linux.environment import LAUNCHER, LOCK, STATE
 from mgota.linux.slots import FileSlots
 from mgota.linux.state import FileState
@@ -50,6 +51,9 @@ class VirtualDevice:
         reset: its reset line.
         watchdog: what bites when it is not fed.
         power: held while it runs: one process at a time is this device, and has each of its files.
+        checks: what has to be so before an image on trial is committed; none leaves that to others.
+        beside: what goes on while it has power, over all of its boots.
+        patience: seconds before a chip is looked for again that was away at a later boot.
     """
 
     device: Device
@@ -57,6 +61,9 @@ class VirtualDevice:
     reset: VirtualReset
     watchdog: VirtualWatchdog
     power: tuple[FileLock, ...]
+    checks: tuple[Check, ...] = ()
+    beside: Callable[[], Coroutine[Any, Any, None]] = anyio.sleep_forever
+    patience: float = 5.0
 
 
 def two_slots(directory: Path, **options: Any) -> VirtualDevice:
@@ -126,6 +133,21 @@ async def power_on(machine: VirtualDevice, serving: Serving, ready: Callable[[],
         UpdateRunningError: another process is this device, or holds it at its first boot.
         OtaError: the device cannot boot.
     """
+    with powered(machine):
+        failure: OtaError | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(machine.beside)
+            try:
+                await _lives(machine, serving, ready)
+            except OtaError as exc:  # outside of the task group, which would wrap it
+                failure = exc
+                tasks.cancel_scope.cancel()
+        if failure:
+            raise failure
+
+
+async def _lives(machine: VirtualDevice, serving: Serving, ready: Callable[[], None]) -> None:
+    """Boot after boot."""
     booted = False
 
     def goes_on() -> None:
@@ -133,17 +155,21 @@ async def power_on(machine: VirtualDevice, serving: Serving, ready: Callable[[],
         booted = True
         ready()
 
-    with powered(machine):
-        while True:
-            machine.reset.clear()
-            machine.watchdog.restart()
-            try:
-                await machine.latch()
-                await _until_reset(machine, serving, goes_on)
-            except UpdateRunningError as exc:
-                if not booted:
-                    raise
-                log.warning("the device cannot boot yet: %s", exc)  # it is reached again as soon as it can
+    while True:
+        machine.reset.clear()
+        machine.watchdog.restart()
+        try:
+            await machine.latch()
+            await _until_reset(machine, serving, goes_on)
+        except UpdateRunningError as exc:
+            if not booted:
+                raise
+            log.warning("the device cannot boot yet: %s", exc)  # it is reached again as soon as it can
+        except LinkError as exc:
+            if not booted:
+                raise
+            log.error("the chip is away: %s", exc)  # noqa: TRY400  no news in the traceback
+            await anyio.sleep(machine.patience)
 
 
 @contextmanager
@@ -178,7 +204,7 @@ async def _until_reset(machine: VirtualDevice, serving: Serving, ready: Callable
             await boot_check(device)  # to select another slot is to reset: then it does not return
             ready()
             async with serving(device):
-                if await run_trial(device) is Outcome.COMMITTED:
+                if await run_trial(device, checks=machine.checks) is Outcome.COMMITTED:
                     await machine.watchdog.disarm()  # by whomever; one that cannot be stopped bites all the same
                 await anyio.sleep_forever()
         except OtaError as exc:  # outside of the task group, which would wrap it

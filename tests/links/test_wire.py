@@ -216,7 +216,7 @@ async def test_a_link_that_is_never_quiet_is_an_error() -> None:
         ("serial:///dev/x?baud=0", "baud is a number"),
         ("serial:///dev/x?baud=10000001", "baud is a number"),
         ("serial:///dev/x?baud=fast", "baud is a number"),
-        ("serial:///dev/x?bits=8", "the options baud and proto"),
+        ("serial:///dev/x?bits=8", "the options baud, proto and reset"),
         ("serial:///dev/x?baud", "is no link"),
         ("serial:///dev/x#y", "nothing else"),
         ("gdb://host", "names host and port"),
@@ -239,4 +239,6 @@ async def test_links_are_read() -> None:
     assert (link.path, link.baud, link.proto) == ("/dev/serial/by-id/usb port", 10_000_000, "esp")
     link = parse_link("gdb://127.0.0.1:3333")
     assert (link.scheme, link.host, link.port, link.baud) == ("gdb", "127.0.0.1", 3333, None)
+    assert link.reset is None
     assert parse_link("gdb://[::1]:1/").host == "::1"
+    assert parse_link("gdb://h:1?reset=system_reset").reset == "system_reset"

@@ -70,11 +70,19 @@ class EspRom:
         geometry: of its flash memory.
         enter: brings the chip into its ROM; None takes the modem lines.
         leave: starts the chip's program; None takes the modem lines.
+        baud: bits per second to go on with, once it was entered; None stays with those that the wire has.
     """
 
     def __init__(
-        self, wire: Wire, geometry: Geometry, *, enter: Enter | None = None, leave: Enter | None = None
+        self,
+        wire: Wire,
+        geometry: Geometry,
+        *,
+        enter: Enter | None = None,
+        leave: Enter | None = None,
+        baud: int | None = None,
     ) -> None:
+        self._baud = baud
         self._talker = Talker(wire)
         self._geometry = geometry
         self._enter = enter
@@ -91,7 +99,7 @@ class EspRom:
         """Bring the chip into its boot ROM.
 
         Args:
-            baud: bits per second to go on with; None stays with those that the wire has.
+            baud: bits per second to go on with; None takes those that the link was made with.
 
         Returns:
             Its chip id, a key of `mgota.core.esp_image.CHIPS`.
@@ -99,6 +107,7 @@ class EspRom:
         Raises:
             LinkError: it does not answer, or is something else.
         """
+        baud = baud or self._baud
         async with self._lock:
             wire = self._talker.wire
             await (self._enter(wire) if self._enter else by_lines(wire, boot=True))
