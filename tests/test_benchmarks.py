@@ -101,3 +101,17 @@ def test_a_pull_is_measured_beside_the_floor(tmp_path: Path) -> None:
         "growth of peak RSS, MiB ≤ 4",
         "peak RSS of serve with --pull and --mqtt, MiB ≤ 52",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.program("losetup")
+def test_block_slots_are_measured_beside_dd(tmp_path: Path) -> None:
+    if subprocess.run(["losetup", "--find"], capture_output=True, check=False).returncode:
+        pytest.skip("loop devices need root")
+    script = SCRIPT.with_name("block_slots.py")
+    found = json.loads(bench(tmp_path, "--size", "2", "--rounds", "2", "--json", script=script))
+    assert (found["size_mib"], found["rounds"], len(found["ratios"])) == (2, 2, 2)
+    assert all(row["mib_per_s"] > 0 and row["rate_ratio"] > 0 for row in found["peers"].values())
+    assert [goal["goal"] for goal in found["goals"]] == ["rate ÷ dd and sha256sum ≥ 0.9", "peak RSS, MiB ≤ 40"]
+    told = runpy.run_path(str(script))["table"](found)
+    assert [line.split()[0] for line in told.splitlines()[2:4]] == ["mgota", "dd"]

@@ -2,7 +2,7 @@
 
 What is signed, hashed and counted is the unpacked image. Rules:
 - the size of the unpacked image is known before: the output stops there, whatever the input still promises;
-- a piece of output is at most twice as large as `PIECE`, or as that and what 256 bytes of zstd can stand for: 8 MiB;
+- a piece of output is at most as large as `PIECE`, or as what 128 bytes of zstd can stand for: 4 MiB;
 - several members or frames, one after another, are one image, as gzip(1) and zstd(1) have it; what follows them and is
   none is refused;
 - zstd windows beyond `WINDOW` are refused: its default levels stay below, `--long` does not.
@@ -28,7 +28,7 @@ _SLICES = {
     # Of the input: zlib copies what is left of it with each piece that it gives; zstd has no limit of output, and four
     # bytes can stand for 128 KiB.
     "gzip": 1 << 15,
-    "zstd": 1 << 8,
+    "zstd": 1 << 7,
 }
 _GZIP = 16 + zlib.MAX_WBITS
 _LEVEL = 9  # of zstd: an image is packed once, and sent often; the window of this level is 4 MiB
@@ -109,27 +109,27 @@ class Unpacker:
         """
         held, count = list[bytes](), 0  # small ones are gathered: who stores them has work with each
         for piece in self._unpacked(data):
+            if count + len(piece) > PIECE:
+                if held:
+                    yield b"".join(held)
+                held, count = [], 0
             held.append(piece)
             count += len(piece)
-            if count >= PIECE:
-                yield b"".join(held)
-                held, count = [], 0
         if held:
             yield b"".join(held)
 
     def _unpacked(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
-        rest = memoryview(bytes(data))
-        while rest:
+        packed, start = memoryview(bytes(data)), 0
+        while start < len(packed):
             if self._member is None or self._member.eof:
                 self._member = self._begin()
-            head, rest = rest[: self._slice], rest[self._slice :]
+            head = packed[start : start + self._slice]
             for piece in self._pieces(head):
                 self.done += len(piece)
                 if self.done > self.size:
                     raise OverrunError(self.size)
                 yield piece
-            if unused := self._member.unused_data:
-                rest = memoryview(unused + rest)
+            start += len(head) - len(self._member.unused_data)
 
     def _begin(self) -> Any:
         if self._zstd is None:

@@ -43,6 +43,12 @@ def test_byte_by_byte_and_in_members(packing: Packing) -> None:
 
 
 @BOTH
+def test_many_small_members_are_little_work(packing: Packing) -> None:
+    packed = PACK[packing](b"x") * 20_000
+    assert unpack(packing, 20_000, packed) == b"x" * 20_000
+
+
+@BOTH
 def test_a_bomb_stops_at_the_announced_size(packing: Packing) -> None:
     packed = PACK[packing](bytes(64 << 20))
     unpacker = Unpacker(packing, 1 << 20)
@@ -50,7 +56,7 @@ def test_a_bomb_stops_at_the_announced_size(packing: Packing) -> None:
     with pytest.raises(OverrunError, match="more than the declared 1048576"):
         sizes.extend(len(piece) for piece in unpacker.feed(packed))
     assert sum(sizes) <= 1 << 20
-    assert max(sizes, default=0) < 2 * PIECE
+    assert max(sizes, default=0) <= PIECE
 
 
 @BOTH
@@ -118,7 +124,7 @@ def test_small_pieces_are_gathered_and_large_ones_given_at_once(packing: Packing
     image = os.urandom(PIECE * 3)
     packed = PACK[packing](image)
     sizes = [len(piece) for piece in Unpacker(packing, len(image)).feed(packed)]
-    assert len(sizes) <= 3
+    assert len(sizes) <= 6
     assert sum(sizes) == len(image)
 
 
