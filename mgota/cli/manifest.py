@@ -11,9 +11,11 @@ A signature that an HSM makes: `sign --unsigned`, `cosign --pae FILE`, sign that
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from urllib.parse import quote
 
 import click
@@ -23,14 +25,14 @@ from mgota.cli.options import FILE, as_json, read_bytes, read_public_key
 from mgota.cli.sign import read_blocks
 from mgota.core.envelope import Envelope, encode_pae, open_envelope
 from mgota.core.image import ImageScan, Trailer, Verifier
-from mgota.core.keys import PrivateKey, load_private_key, signature_from_any
+from mgota.core.keys import PrivateKey, PublicKey, load_private_key, signature_from_any
 from mgota.core.manifest import Manifest, encode_plain
 from mgota.core.signed_manifest import KIND, ManifestVerifier, encode_envelope, seal_manifest
 from mgota.core.strict_json import MAX_INTEGER, parse_object
 from mgota.core.trust import ROTATION, KeySet, check_rotation, is_signed, last_keys, make_rotation
-from mgota.core.version import is_version, order
+from mgota.core.version import order
 from mgota.core.weburl import is_reference
-from mgota.errors import BadSignatureError, ConfigError, ManifestError, RejectedError
+from mgota.errors import BadSignatureError, ConfigError, MalformedError, ManifestError, RejectedError
 from mgota.flash.files import replace_file
 
 
@@ -122,9 +124,11 @@ def sign(
     if any(_kind(way) != ROTATION for way in ways):
         raise click.UsageError("--rotation takes what `mgota manifest rotate` wrote")
     made = _described(image, url, version, seq=seq, hw=hw, expires=expires)
-    _note_rotated(image, ways)
     envelope = seal_manifest(made, signers)
     _deliver(encode_envelope(made, envelope, ways), out, made, envelope, as_json=as_json)
+    _note_signer(image, last_keys(ways) or [key.public for key in signers])
+    if expires is not None and expires <= time.time():
+        click.echo("note: this manifest has expired already, and devices refuse it", err=True)
 
 
 @manifest.command()
@@ -235,6 +239,8 @@ def verify(*, file: Path, keys: tuple[Path, ...], threshold: int, image: Path | 
     """Check the manifest in FILE, as a device would that trusts these keys and has seen no rotation."""
     verifier = ManifestVerifier(keys=tuple(map(read_public_key, keys)), threshold=threshold)
     try:
+        if _is_rotation(file):
+            raise ManifestError(f"{file} is a rotation of keys: it goes out with a manifest, and is followed with it")
         found = verifier.open(read_bytes(file, "manifest")).manifest
         if found.expires is not None and time.time() >= found.expires:
             raise ManifestError(f"the manifest has expired at {_told(found.expires)}")
@@ -250,6 +256,12 @@ def verify(*, file: Path, keys: tuple[Path, ...], threshold: int, image: Path | 
     hw = f", for {', '.join(found.hw)}" if found.hw else ""
     until = "" if found.expires is None else f", until {_told(found.expires)}"
     _say(f"ok: {known}{hw}{until}", {"ok": True, **_members(found)}, as_json=as_json)
+
+
+def _is_rotation(file: Path) -> bool:
+    with suppress(ConfigError, MalformedError):  # whatever else is wrong is the verifier's to say
+        return _kind(_envelope(file, "manifest")[1]) == ROTATION
+    return False
 
 
 def _told(moment: int) -> str:
@@ -277,32 +289,41 @@ def _described(
     scan = _scan(path)
     if not scan.size:
         raise ConfigError(f"{path} is empty: there is no image to be served")
-    version = version or scan.version
+    version = scan.version if version is None else version
     if version is None:
         raise ConfigError(
             f"{path} has no MG_VERSION tag: give --version, or put one into it before it is signed (README.md)"
         )
-    if scan.version not in (None, version):
-        click.echo(f"note: the tag inside {path} says {scan.version}, not {version}", err=True)
-    if is_version(version) and order(version) is None:
-        click.echo(f"note: {version} cannot be compared with other versions: no device finds it newer", err=True)
     digest = scan.image_sha256.hex()
     try:
         made = Manifest(
-            version=version, url=url or quote(path.name), size=scan.size, sha256=digest, seq=seq, hw=hw, expires=expires
+            version=version,
+            url=quote(path.name) if url is None else url,
+            size=scan.size,
+            sha256=digest,
+            seq=seq,
+            hw=hw,
+            expires=expires,
         )
     except ManifestError as exc:
         raise ConfigError(str(exc)) from exc
     if not is_reference(made.url):
         raise ConfigError(f"no device fetches an image from {made.url}: give a URL of http or https, or a relative one")
+    if scan.version not in (None, version):
+        click.echo(f"note: the tag inside {path} says {scan.version}, not {version}", err=True)
+    if order(version) is None:
+        click.echo(f"note: {version} cannot be compared with other versions: no device finds it newer", err=True)
     return made
 
 
 def _scan(path: Path, trailer: Trailer | None = None) -> ImageScan:
     try:
-        scan = ImageScan(path.stat().st_size, trailer=trailer)
+        found = path.stat()
     except OSError as exc:
         raise ConfigError(f"{path} cannot be read: {str(exc.strerror).lower()}") from exc
+    if not (S_ISREG(found.st_mode) or S_ISDIR(found.st_mode)):  # of a directory, the reading says so
+        raise ConfigError(f"{path} cannot be read: it is no regular file")
+    scan = ImageScan(found.st_size, trailer=trailer)
     seen = 0
     for block in read_blocks(path):
         scan.update(block)
@@ -312,13 +333,12 @@ def _scan(path: Path, trailer: Trailer | None = None) -> ImageScan:
     return scan
 
 
-def _note_rotated(path: Path, rotations: list[Envelope]) -> None:
-    """A device that follows a rotation takes images by the new keys only, unless it has keys of its own for images."""
-    keys = last_keys(rotations)
+def _note_signer(path: Path, keys: Sequence[PublicKey]) -> None:
+    """An image is signed by itself, and after a rotation by a new key: say so, unless one of these keys did it."""
     if keys and not any(is_signed(Verifier(keys=keys, trailer=form), _scan(path, form)) for form in Trailer):
         click.echo(
-            f"note: {path} is not signed by a key that the rotation brings, and a device that follows it refuses the "
-            "image: first `mgota sign` the firmware with the new key",
+            f"note: {path} is not signed by a key that signs this manifest or that its rotation brings: a device that "
+            "trusts no other key refuses it; first `mgota sign` the firmware",
             err=True,
         )
 

@@ -32,6 +32,7 @@ from mgota.cli.place import Place, place_options
 from mgota.cli.pulling import policy_of, pull_options, web_of
 from mgota.cli.virtual_device import VirtualDevice, powered
 from mgota.core.offer import Decision
+from mgota.core.version import is_version
 from mgota.core.weburl import check_source
 from mgota.device import Device
 from mgota.errors import OtaError
@@ -49,6 +50,12 @@ def _deadline(ctx: click.Context, param: click.Parameter, value: float | None) -
     return None if value is None else some_seconds(ctx, param, value)
 
 
+def _version(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not is_version(value):
+        raise click.BadParameter("a version is 1 to 64 printable characters without spaces")
+    return value
+
+
 @click.command()
 @click.argument("url", metavar="METADATA_URL")
 @place_options
@@ -56,7 +63,9 @@ def _deadline(ctx: click.Context, param: click.Parameter, value: float | None) -
 @floor_option
 @hardware_option
 @pull_options
-@click.option("--current-version", metavar="VERSION", help="What runs now; what is recorded of it if omitted.")
+@click.option(
+    "--current-version", callback=_version, metavar="VERSION", help="What runs now; what is recorded of it if omitted."
+)
 @click.option("--force", is_flag=True, help="Install a version that was rolled back before, too.")
 @click.option("--dry-run", is_flag=True, help="Only tell whether there is an update; nothing is made or changed.")
 @click.option("--cacert", type=FILE, metavar="PEM", help="Trust these CAs instead of the system's, for https.")
@@ -100,6 +109,8 @@ def pull(
     mgota pull https://updates.example/fw.json --slots DIR --key public.pem
     mgota pull http://127.0.0.1:8080/fw.json --target stm32h5 --flash chip.bin --state chip.state --key public.pem
     """  # noqa: D301  \b keeps click from joining the lines
+    if place.slots and not place.slots.absolute().parent.is_dir():
+        raise click.UsageError(f"--slots {place.slots} lies in no directory")
     decisions: list[Decision] = []
     try:
         verifier = read_verifier(keys, trailer)

@@ -310,7 +310,7 @@ def test_a_rotation_is_no_manifest_and_a_manifest_is_no_rotation(image: Path, mg
     mgota.ok("manifest", "sign", image, "--seq", 1, "-o", "m.json")
     mgota.ok("manifest", "rotate", "--from", "public.pem", "--to", "new.pem", "--key", "private.pem", "-o", "r.json")
     assert mgota("manifest", "sign", image, "--seq", 1, "--rotation", "m.json").code == 2
-    assert "not signed by" in mgota("manifest", "verify", "r.json", "--key", "public.pem").line
+    assert "is a rotation of keys" in mgota("manifest", "verify", "r.json", "--key", "public.pem").line
 
 
 def test_no_moment_is_too_far_to_be_told(shop: Shop, mgota: Terminal, here: Path) -> None:
@@ -321,19 +321,36 @@ def test_no_moment_is_too_far_to_be_told(shop: Shop, mgota: Terminal, here: Path
         assert words in mgota.ok("manifest", "verify", "m.json", "--key", shop.public).out
 
 
-def test_an_image_that_a_rotation_leaves_behind_is_told(shop: Shop, image: Path, mgota: Terminal, here: Path) -> None:
+def test_an_image_that_no_key_of_the_manifest_signed_is_told(
+    shop: Shop, image: Path, mgota: Terminal, here: Path
+) -> None:
     new = pair(here, "new")
     keys = ["--key", "private.pem", "--key", "new-private.pem"]
     mgota.ok("manifest", "rotate", "--from", "public.pem", "--to", "new.pem", *keys, "-o", "r.json")
-    sign = ["--key", "new-private.pem", "--seq", "1", "--rotation", "r.json", "-o", "m.json"]
-    assert (
-        f"note: {image} is not signed by a key that the rotation brings"
-        in mgota.ok("manifest", "sign", image, *sign).err
-    )
+    sign = ["--key", "new-private.pem", "--seq", "1", "-o", "m.json"]
+    follow = [*sign, "--rotation", "r.json"]
+    for options in (sign, follow):
+        assert f"note: {image} is not signed by a key" in mgota.ok("manifest", "sign", image, *options).err
     assert mgota.ok("manifest", "sign", image, "--key", "private.pem", "--seq", "1", "-o", "m.json").err == ""
+    assert mgota.ok("manifest", "sign", image, "--unsigned", "--seq", "1", "-o", "m.json").err == ""
     firmware = here / "fw.bin"
     firmware.write_bytes(image.read_bytes()[:-64])
+    assert f"note: {firmware} is not signed" in mgota.ok("manifest", "sign", firmware, *sign).err
     for form in ("raw", "mgsg"):
         mgota.ok("sign", firmware, "--key", "new-private.pem", "--trailer", form)
-        assert mgota.ok("manifest", "sign", here / "fw.signed.bin", *sign).err == ""
+        for options in (sign, follow):
+            assert mgota.ok("manifest", "sign", here / "fw.signed.bin", *options).err == ""
     assert new.public != shop.key.public
+
+
+def test_what_is_odd_is_told(image: Path, mgota: Terminal) -> None:
+    sign = ["sign", image, "--key", "private.pem", "--seq", "1", "-o", "m.json"]
+    assert "expired already" in mgota.ok("manifest", *sign, "--expires", "2020-01-01").err
+    assert mgota.ok("manifest", *sign, "--expires", "2999-01-01").err == ""
+    for options, words in (
+        (["--url", ""], "the url"),
+        (["--version", ""], "the version"),
+        (["--version", "a\nb"], "the version"),
+    ):
+        assert words in mgota("manifest", *sign, *options).line
+    assert "no regular file" in mgota("manifest", "/dev/zero").line

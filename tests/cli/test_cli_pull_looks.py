@@ -165,3 +165,27 @@ def test_json_says_how_it_failed(site: Site, url: str, shop: Shop, mgota: Termin
     site.put(IMAGE, image)
     done = mgota.ok("pull", url, *place).json
     assert (done["installed"], done["error"]) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--slots", "no/where"], "lies in no directory"),
+        (["--slots", "d", "--current-version", ""], "--current-version"),
+        (["--slots", "d", "--current-version", "1 0"], "--current-version"),
+    ],
+)
+def test_what_cannot_be_meant_is_wrong_usage(mgota: Terminal, here: Path, options: list[str], words: str) -> None:
+    done = mgota("pull", "https://updates.example/fw.json", *options)
+    assert (done.code, done.out) == (2, "")
+    assert words in done.err
+    assert everything(here) == {}
+
+
+def test_a_refusal_names_what_was_asked_for_and_no_secret(site: Site, url: str, shop: Shop, mgota: Terminal) -> None:
+    place = ["--slots", "d", "--key", shop.public, "--current-version", "1"]
+    secret = url.replace("http://", "http://user:word@")
+    assert mgota("pull", f"{secret}?token=word", *place).line == f"mgota: {url}: the server answered 404"
+    offer(site, shop)
+    del site.files[IMAGE]
+    assert mgota("pull", url, *place).line == f"mgota: {url.replace(METADATA, IMAGE)}: the server answered 404"

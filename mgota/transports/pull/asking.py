@@ -95,7 +95,7 @@ async def metadata(client: Client, url: str, web: Web) -> tuple[bytes, str]:
         found, base = b"", url
         with anyio.move_on_after(web.metadata) as scope:
             async with client.get(url, [("Accept-Encoding", "identity"), ("Cache-Control", "no-cache")]) as incoming:
-                heed(judge_metadata(incoming.answer, limit=MAX_METADATA, now=time.time()))
+                heed(judge_metadata(incoming.answer, limit=MAX_METADATA, now=time.time()), incoming.url)
                 found, base = await read_some(incoming, MAX_METADATA), incoming.url
         if scope.cancelled_caught:
             raise StalledError(f"the manifest was not there after {web.metadata:g} s")

@@ -8,6 +8,7 @@ from typing import TypeVar
 import anyio
 
 from mgota.core.download import Course, FinalError, Tries, Verdict
+from mgota.core.weburl import shown
 from mgota.errors import OtaError, TransferError
 
 log = logging.getLogger("mgota.pull")
@@ -29,14 +30,18 @@ class LaterError(Exception):
         self.after = after
 
 
-def heed(verdict: Verdict) -> bool:
+def heed(verdict: Verdict, url: str) -> bool:
     """Whether to take what follows; False to ask again at once, for all of it.
+
+    Args:
+        verdict: what the answer means.
+        url: that was asked, for the message.
 
     Raises:
         LaterError: neither; try again later.
         FinalError: never.
     """
-    error = verdict.error or TransferError("the server gave no reason")
+    error = TransferError(f"{shown(url)}: {verdict.error or 'no reason'}")
     match verdict.course:
         case Course.TAKE:
             return True

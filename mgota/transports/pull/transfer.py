@@ -146,7 +146,7 @@ class Transfer:
         async with AsyncExitStack() as stack:
             incoming = await self._head(stack, download, pace)
             verdict = download.answered(incoming.answer, time.time())
-            if heed(verdict):
+            if heed(verdict, incoming.url):
                 found = _Answered(incoming, verdict, pace, stack.pop_all())
         return found
 
