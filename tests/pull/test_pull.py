@@ -592,7 +592,7 @@ async def test_polls_go_on_whatever_happens(caplog: pytest.LogCaptureFixture) ->
                     web=WEB, hooks=Hooks(may_download=may), on_status=told,
                 )  # fmt: skip
     assert one.record.state is State.TESTING
-    assert told == ["OTA fail", "the server answered 404", "Pulling firmware"]
+    assert told == ["OTA fail", f"{url}{METADATA}: the server answered 404", "Pulling firmware"]
     assert len(slept) == 4
     assert 0 <= slept[0] <= 50
     assert 30 <= slept[1] <= 60
