@@ -7,11 +7,10 @@ those of `mgota.flash.wired`; and whatever was cut off, the chip can be started:
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import cast
 
 from mgota.core.esp_table import TABLE_OFFSET
 from mgota.core.geometry import Area, Slot
-from mgota.errors import FlashError
+from mgota.errors import ConfigError, FlashError
 from mgota.flash.links.link import Connect
 from mgota.flash.targets.esp32 import EspFlash, read_table
 from mgota.flash.wired import Programmer, Source, entered
@@ -52,7 +51,9 @@ class EspChip:
         """
         async with entered(self._connect) as worker:
             table = await read_table(worker.link, self._table)
-            flash = EspFlash(cast(Flushable, worker.link), table)
+            if not isinstance(worker.link, Flushable):
+                raise ConfigError("otadata needs a link that can be flushed")
+            flash = EspFlash(worker.link, table)
             self._capacity = await flash.capacity()
             yield EspSession(worker, flash)
 

@@ -109,6 +109,9 @@ class Chip:
         with self._lost():
             await self.flash.program(offset, data)
 
+    async def flush(self) -> None:
+        pass
+
     def _lost(self) -> "_Lost":
         return _Lost(self.power)
 
