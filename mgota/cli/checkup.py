@@ -35,7 +35,8 @@ from mgota.linux.configured import (
     state_of,
     state_place,
 )
-from mgota.linux.environment import STATE, launcher_info
+from mgota.linux.environment import launcher_info
+from mgota.linux.names import STATE
 from mgota.linux.slots import FileSlots
 from mgota.linux.state import FileState
 from mgota.linux.states import RegisterState, refuse_inside_slots

@@ -17,11 +17,9 @@ Rules:
 """
 
 import secrets
-import shutil
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from mgota.errors import ConfigError, StateError, UpdateRunningError
 from mgota.flash.files import DurableFile, FileLock, replace_file, sync_directory
@@ -62,6 +60,10 @@ class ChipFiles:
         Raises:
             ConfigError: they are not those of one such chip, or cannot be copied.
         """
+        # `serve` copies nothing, and does without the compressors that these two bring.
+        from shutil import copyfile  # noqa: PLC0415
+        from tempfile import TemporaryDirectory  # noqa: PLC0415
+
         with TemporaryDirectory(prefix="mgota-") as directory:
             copy = ChipFiles(self.part, Path(directory, "flash"), Path(directory, "state"))
             try:
@@ -73,7 +75,7 @@ class ChipFiles:
                 ):
                     for path, to in ((mine, its), *((beside(mine, end), beside(its, end)) for end in endings)):
                         if path.exists():
-                            shutil.copyfile(path, to)
+                            copyfile(path, to)
             except OSError as exc:
                 raise ConfigError(
                     f"the files of the chip {self.flash} cannot be read: {str(exc.strerror).lower()}"

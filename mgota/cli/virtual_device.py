@@ -27,7 +27,7 @@ from mgota.errors import LinkError, OtaError, UpdateRunningError
 from mgota.flash.files import FileLock
 from mgota.flash.virtual import VirtualReset, VirtualWatchdog
 from mgota.health import Check
-from mgota.linux.environment import LAUNCHER, LOCK, STATE
+from mgota.linux.names import LAUNCHER, LOCK, STATE
 from mgota.linux.slots import FileSlots
 from mgota.linux.state import FileState
 from mgota.trial import boot_check, run_trial

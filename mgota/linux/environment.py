@@ -33,6 +33,7 @@ from mgota.device import Device
 from mgota.errors import ConfigError, UpdateRunningError
 from mgota.flash.files import FileLock
 from mgota.history import History
+from mgota.linux.names import LAUNCHER, LOCK, STATE
 from mgota.linux.notify import Notifier, NotifyReset, NotifyWatchdog
 from mgota.linux.slots import FileSlots
 from mgota.linux.state import FileState
@@ -45,10 +46,6 @@ FLOOR = "MGOTA_FLOOR"
 HARDWARE = "MGOTA_HARDWARE"
 HISTORY = "MGOTA_HISTORY"
 TRIAL_UNTIL = "MGOTA_TRIAL_UNTIL"
-
-LAUNCHER = "launcher"
-LOCK = "lock"
-STATE = "state"
 
 _LOOKS = 3
 _PAUSE = 0.02  # seconds between two looks: another process that looks holds the lock for less

@@ -36,6 +36,7 @@ from mgota.linux.child import Child, adopt_orphans
 from mgota.linux.environment import LauncherInfo, file_device
 from mgota.linux.lifelong import LifelongWatchdog, left_in_order
 from mgota.linux.listener import Listener, Systemd, listen
+from mgota.linux.names import LAUNCHER
 from mgota.linux.notify import NOTIFY_SOCKET, RESET, WATCHDOG_PID, WATCHDOG_USEC, asks
 from mgota.linux.supervise import COURSES, Event, Pulse, next_pause, on_trial, pause_after
 from mgota.linux.watching import Waiter
@@ -140,7 +141,7 @@ async def _cancel_when_asked(scope: anyio.CancelScope) -> None:
 @asynccontextmanager
 async def _seat(directory: Path) -> AsyncGenerator[None]:
     """Being the launcher of this directory: there is one."""
-    lock = FileLock(directory / environment.LAUNCHER)
+    lock = FileLock(directory / LAUNCHER)
     deadline = time.monotonic() + _TAKEN
     while True:
         try:
@@ -367,7 +368,7 @@ class Launcher:
         """Tell other processes what runs."""
         info = LauncherInfo(os.getpid(), self._listener.address, slot, until)
         try:
-            (self._directory / environment.LAUNCHER).write_bytes(info.encode())
+            (self._directory / LAUNCHER).write_bytes(info.encode())
         except OSError as exc:
             log.warning("other processes cannot see what runs: %s", exc)
 
