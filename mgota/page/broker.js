@@ -40,6 +40,14 @@
     if (!root || /[+#\0]/.test(root) || root.startsWith("/") || root.endsWith("/")) refuse("The root topic is a name such as mgota, without + and # and without a slash at its ends.", "root");
   }
 
+  /** A PUBLISH packet of QoS 0 (MQTT 3.1.1, section 3.3). */
+  function publish(topic, message) {
+    const [name, payload] = [topic, JSON.stringify(message)].map((text) => new TextEncoder().encode(text));
+    const length = [];
+    for (let left = 2 + name.length + payload.length; left > 0; left >>= 7) length.push((left & 127) | (left > 127 ? 128 : 0));
+    return new Uint8Array([0x30, ...length, name.length >> 8, name.length & 255, ...name, ...payload]);
+  }
+
   /** One broker. onDevices() and onState(connected) tell of changes. */
   class Broker {
     constructor({ url, root, user, password }, { onDevices, onState }) {
@@ -66,6 +74,7 @@
         queueQoSZero: false,
         resubscribe: false,
         timerVariant: "native",
+        createWebsocket: (url, protocols) => (this._socket = new WebSocket(url, protocols)),
       });
       const client = this._client;
       client.on("message", (topic, payload) => this._heard(topic, payload));
@@ -118,6 +127,13 @@
       this._onState(connected);
     }
 
+    /** The page goes away: whatever is being sent is given up. MQTT.js sends in a later turn, and there is none. */
+    farewell() {
+      this._leaving = true;
+      for (const link of this._links.values()) link.cancel();
+      this._leaving = false;
+    }
+
     close() {
       this._over = true;
       this.connected = false;
@@ -136,7 +152,9 @@
 
     send(name, message, qos) {
       if (!this.connected) return;
-      this._client.publish(`${this.root}/${name}/rx`, JSON.stringify(message), { qos }, () => {});
+      const topic = `${this.root}/${name}/rx`;
+      if (!this._leaving) this._client.publish(topic, JSON.stringify(message), { qos }, () => {});
+      else if (this._socket.readyState === WebSocket.OPEN) this._socket.send(publish(topic, message));
     }
 
     _heard(topic, payload) {
@@ -176,6 +194,7 @@
       this._waiting = new Map(); // id -> function that takes the reply
       this._id = crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
       this._upload = null;
+      this._abandoned = new Set(); // sessions that the device was not told of yet
     }
 
     get online() {
@@ -224,16 +243,35 @@
       this._id += 0x10000000; // ids of its own
       return new Promise((resolve, reject) => {
         this._upload = new Upload(this._broker, this, file, sender, { onProgress, onPause, resolve, reject });
-        signal.addEventListener("abort", () => this._upload?.cancel());
+        signal.addEventListener("abort", () => this.cancel());
         this._upload.turned();
       }).finally(() => {
         this._upload = null;
       });
     }
 
+    cancel() {
+      this._upload?.cancel();
+    }
+
+    /** Tell the device to give an upload up, now or as soon as it is there: else it would wait for the rest, and be
+        busy meanwhile. */
+    abandon(session) {
+      this._abandoned.add(session);
+      if (this.online) this._tellAbandoned();
+    }
+
+    _tellAbandoned() {
+      for (const session of this._abandoned) {
+        this._broker.send(this.name, { id: this._id++, method: "ota.abort", params: { session } }, 1);
+      }
+      this._abandoned.clear();
+    }
+
     /** Broker or device came or went. */
     turned() {
-      if (!this.online) for (const { fail } of [...this._waiting.values()]) fail(this.away, "gone");
+      if (this.online) this._tellAbandoned();
+      else for (const { fail } of [...this._waiting.values()]) fail(this.away, "gone");
       this._upload?.turned();
     }
 
@@ -273,12 +311,11 @@
       this._after(() => this.sender.receive(reply, seconds()));
     }
 
-    /** Stop, and tell the device to give up, too: else it would wait for the rest, and be busy meanwhile. */
+    /** Stop, and let the device know. */
     cancel() {
       if (this._ended) return;
       this._end(this._reject, new mgota.Refusal("Cancelled. The device keeps running what it ran.", "cancelled"));
-      const { freshId: id, session } = this.sender;
-      this.broker.send(this.link.name, { id, method: "ota.abort", params: { session } }, 1);
+      this.link.abandon(this.sender.session);
     }
 
     _after(step) {
@@ -292,6 +329,7 @@
           break;
         case "failed":
           this._end(this._reject, mgota.failedUpload(this.sender));
+          if (!this.sender.refused) this.link.abandon(this.sender.session);
           break;
         default:
           this._pump();
@@ -310,6 +348,7 @@
         }
       } catch {
         this._end(this._reject, new mgota.Refusal("The file cannot be read any more. Choose it again."));
+        this.link.abandon(this.sender.session);
       } finally {
         this._pumping = false;
       }

@@ -21,7 +21,7 @@
       presence.textContent = online ? "Online" : "Offline";
       presence.className = `presence ${online ? "online" : ""}`;
       row.firstChild.setAttribute("aria-current", String(state.link?.name === name));
-      row.firstChild.disabled = state.working;
+      row.firstChild.disabled = state.locked;
     });
     put("no-devices", names.length ? "" : `No device has announced itself below ${broker.root} yet.`);
     show("no-devices", !names.length);
@@ -100,6 +100,9 @@
     show("broker", true);
     $("url").focus();
   }
+
+  // Who leaves the page in the middle of an upload must not leave a device behind that waits for the rest.
+  window.addEventListener("pagehide", () => broker?.farewell());
 
   on("broker-form", "submit", connect);
   on("disconnect", "click", disconnect);

@@ -1,6 +1,7 @@
 /* One device on the page: what it is at, an update, keeping it or going back. It shows what a link (http.js, broker.js)
    tells, in the words of words.js. Rules: one thing at a time is under way; what a device said is dropped when another
-   one is shown by then; the focus moves only when a person has asked for something that takes its place. */
+   one is shown by then; while a device restarts another one may be shown, and nothing is waited for without end; the
+   focus moves only when a person has asked for something that takes its place. */
 "use strict";
 
 (function (mgota) {
@@ -10,13 +11,14 @@
 
   const SETTLE = 15; // seconds that a device may show its old state after an update that it accepted
   const EFFECT = 30; // seconds until a commit or rollback must show
-  const AWAY = 60; // seconds without an answer until a person should look after the device
+  const AWAY = 60; // seconds that a restart may take until a person should look after the device
   const LARGEST_SCAN = 64 * 1024 * 1024; // bytes of a file that are searched for a version
 
   const state = {
     link: null, // the device that is shown
     status: null, // what it said last
     working: false, // an update, commit or rollback of ours is under way
+    locked: false, // and nothing else may be chosen meanwhile
     sending: false, // its bytes are on their way
     gone: null, // why the device does not answer, or null
     trialEnds: null, // seconds on our clock
@@ -139,10 +141,7 @@
   }
 
   async function choose(link) {
-    state.turn += 1;
-    Object.assign(state, { link, status: null, gone: null, trialSpan: null });
-    clear();
-    render();
+    turnTo(link);
     await look();
     lookAgain(link.interval);
   }
@@ -150,8 +149,15 @@
   /** Show no device any more. */
   function leave() {
     clearTimeout(state.lookTimer);
+    turnTo(null);
+  }
+
+  /** Show another device, or none. Who waited for the last one to restart waits no more. */
+  function turnTo(link) {
     state.turn += 1;
-    Object.assign(state, { link: null, status: null, gone: null });
+    Object.assign(state, { link, status: null, gone: null, trialSpan: null, working: false });
+    show("sending", false);
+    setLocked(false);
     clear();
     render();
   }
@@ -194,30 +200,37 @@
   /** Everything that a person starts: one at a time, and its trouble is told. */
   async function work(doing) {
     if (state.working) return;
+    const { turn } = state;
     state.working = true;
     clear();
-    setBusy(true);
+    setLocked(true);
     render();
     try {
       await doing();
     } catch (error) {
+      if (turn !== state.turn) return;
       if (!(error instanceof mgota.Refusal)) console.error(error);
       if (error.wrong === "signin") askToSignIn(error.message);
       else trouble(error instanceof mgota.Refusal ? error.message : "Something went wrong in this page. Load it again.");
     } finally {
-      state.working = false;
-      setBusy(false);
-      show("sending", false);
-      render();
-      if (state.link && $("signin").hidden) await look();
-      if (state.link) lookAgain(1);
+      if (turn === state.turn) await worked();
     }
   }
 
-  function setBusy(busy) {
-    $("device").setAttribute("aria-busy", String(busy));
-    for (const button of $("device-list").querySelectorAll("button")) button.disabled = busy;
-    $("disconnect").disabled = busy;
+  async function worked() {
+    state.working = false;
+    setLocked(false);
+    show("sending", false);
+    render();
+    if (state.link && $("signin").hidden) await look();
+    if (state.link) lookAgain(1);
+  }
+
+  function setLocked(locked) {
+    state.locked = locked;
+    $("device").setAttribute("aria-busy", String(locked));
+    for (const button of $("device-list").querySelectorAll("button")) button.disabled = locked;
+    $("disconnect").disabled = locked;
   }
 
   async function install() {
@@ -250,7 +263,9 @@
     put("sending-title", "The device restarts");
     progressBar("It starts the new version.");
     news("Sent and verified. The device restarts.");
-    told(await ended(link, before));
+    setLocked(false); // it may take its time, or never come back
+    const end = await ended(before);
+    if (end) told(end);
   }
 
   /** Progress for eyes with every step, for ears every quarter. */
@@ -276,24 +291,28 @@
     return { onProgress, onPause };
   }
 
-  /** Watch a device until it shows how an update ended: what `mgota.ending` calls it, or "nothing". */
-  async function ended(link, before) {
+  /** Watch a device until it shows how an update ended: what `mgota.ending` calls it, "nothing", or, when that takes
+      too long, "away" or "waiting". null if another device is shown by then. */
+  async function ended(before) {
     let unchanged = null;
     const begun = seconds();
+    const { turn } = state;
     for (;;) {
       const answered = await look();
+      if (turn !== state.turn) return null;
       const end = answered ? mgota.ending(before, state.status) : null;
       if (end) return end;
       const still = answered && state.status.state === "CONFIRMED";
       unchanged = still ? (unchanged ?? seconds()) : null;
       if (unchanged !== null && seconds() - unchanged > SETTLE) return "nothing";
-      if (!answered) progressBar(seconds() - begun < AWAY ? "Waiting for the device to come back." : "The device has not come back yet. Has it power and network?");
+      if (seconds() - begun > AWAY) return answered ? "waiting" : "away";
+      if (!answered) progressBar("Waiting for the device to come back.");
       await pause(0.5);
     }
   }
 
   function told(end) {
-    const version = mgota.version(state.status.image);
+    const version = mgota.version(state.status?.image);
     state.working = false;
     show("sending", false);
     render();
@@ -303,8 +322,10 @@
     } else if (end === "kept") success(`${version} is installed and kept.`);
     else if (end === "staged") success(`${mgota.version(state.status.staged)} lies on the device. Its application decides when to start it.`);
     else if (end === "undone") trouble(`The new version did not work. The device went back to ${version}: ${mgota.line(state.status.reason) || "no reason is given"}.`);
+    else if (end === "away") trouble(`The device has not come back in ${mgota.duration(AWAY)}. Has it power and network? If it returns, this page shows what it runs.`);
+    else if (end === "waiting") trouble(`The device has the new version, and has not started it in ${mgota.duration(AWAY)}. This page shows when it does.`);
     else trouble("The device did not start the new version. It keeps running what it ran; try again.");
-    if (end !== "nothing") forgetFile();
+    if (!["nothing", "away"].includes(end)) forgetFile();
     if (end !== "trial") $("device-title").focus();
   }
 
@@ -401,7 +422,7 @@
   for (const event of ["dragleave", "drop"]) on("drop", event, () => $("drop").classList.remove("over"));
   on("drop", "drop", (what) => pick(what.dataTransfer.files[0]));
   window.addEventListener("beforeunload", (what) => {
-    if (state.working) what.preventDefault();
+    if (state.locked) what.preventDefault();
   });
 
   const api = document.querySelector('meta[name="mgota-api"]').content;

@@ -49,11 +49,6 @@
       this._ask = false; // whether to ask before anything else
     }
 
-    /** An id that no request has had. */
-    get freshId() {
-      return this._id;
-    }
-
     get phase() {
       if (this._over) return this._over;
       if (!this._connected) return IDLE;

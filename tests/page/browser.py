@@ -6,8 +6,8 @@ import shutil
 import signal
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,6 +58,17 @@ def status(device: Serving) -> dict[str, Any]:
     with urllib.request.urlopen(f"{device.url}/api/ota/status", timeout=10) as reply:
         found: dict[str, Any] = json.load(reply)
         return found
+
+
+def until(device: Serving, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The first status that is so. (Playwright's event loop runs in this thread: `Serving.until` cannot.)"""
+    deadline = time.monotonic() + 20
+    while True:
+        with suppress(OSError):  # cut off by a reset
+            if holds(now := status(device)):
+                return now
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @contextmanager

@@ -1,14 +1,17 @@
 """The updater page in Chromium, opened from a disk: devices behind a real mosquitto, over WebSockets."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from browser import MQTT, Tab, held, npm, status
+from browser import MQTT, Tab, held, npm, status, until
 from mosquitto import Mosquitto
 from paho.mqtt import publish
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion
 from playwright.sync_api import expect
 from terminal import Serving, Shop, run
 
@@ -185,6 +188,127 @@ def test_a_cancelled_update_leaves_the_device_free_for_another(
         tab.shows("state", "Ready")
         tab.install(shop.image("3.0.0"))
         tab.shows("trial", "3.0.0 is on trial")
+
+
+def test_a_cancel_while_the_broker_is_away_reaches_the_device_when_it_is_back(
+    tab: Tab, page_file: str, site: Site, shop: Shop
+) -> None:
+    with site.device("gw1") as device:
+        connect(tab, page_file, site.broker)
+        tab.press("gw1")
+        tab.install(shop.image("2.0.0", 6_000_000))
+        tab.reaches(5)
+        site.broker.stop()
+        tab.shows("progress-text", "connection to the broker is lost")
+        tab.press("Cancel")
+        tab.shows("alert", "Cancelled.")
+        assert status(device)["update"]
+        site.broker.start()
+        until(device, lambda now: now["update"] is None)
+        tab.shows("state", "Ready", seconds=30)
+
+
+@pytest.mark.parametrize("how", ["reload", "close"])
+def test_who_leaves_the_page_in_the_middle_leaves_the_device_free(
+    tab: Tab, page_file: str, site: Site, shop: Shop, how: str
+) -> None:
+    tab.page.on("dialog", lambda dialog: dialog.accept())  # "leave the page?"
+    with site.device("gw1") as device:
+        connect(tab, page_file, site.broker)
+        tab.press("gw1")
+        tab.install(shop.image("2.0.0", 6_000_000))
+        tab.reaches(5)
+        if how == "reload":
+            tab.page.reload()
+        else:
+            with tab.page.expect_event("close"):
+                tab.page.close(run_before_unload=True)
+        until(device, lambda now: now["update"] is None)
+        assert "gave it up" in status(device)["reason"]
+
+
+@contextmanager
+def dying(device: Serving, broker: Mosquitto, name: str) -> Iterator[None]:
+    """The power goes as soon as the device has said that it goes to try an image."""
+
+    def heard(_client: Client, _userdata: object, message: MQTTMessage) -> None:
+        if b'"activated"' in message.payload:
+            device.process.kill()
+            died.set()
+
+    died = threading.Event()
+    client = Client(CallbackAPIVersion.VERSION2)
+    client.on_message = heard
+    client.connect("127.0.0.1", broker.port)
+    client.subscribe(f"site/{name}/tx")
+    client.loop_start()
+    yield
+    assert died.wait(30)
+    device.end(signal.SIGKILL)
+    client.disconnect()
+    client.loop_stop()
+
+
+def test_a_device_that_dies_while_it_restarts_does_not_lock_the_page(
+    tab: Tab, page_file: str, site: Site, shop: Shop
+) -> None:
+    tab.page.clock.install()
+    with site.device("gw2", version="1.4.2") as other:
+        with site.device("gw1") as device:
+            connect(tab, page_file, site.broker)
+            tab.press("gw1")
+            tab.shows("state", "Ready")
+            with dying(device, site.broker, "gw1"):
+                tab.install(shop.image("2.0.0"))
+            tab.shows("sending-title", "The device restarts")
+            tab.shows("progress-text", "Waiting for the device to come back.")
+            tab.press("gw2")  # another one is free meanwhile
+            tab.shows("state", "Ready")
+            tab.hides("sending", "alert")
+            tab.install(shop.image("3.0.0"))
+            tab.shows("trial", "3.0.0 is on trial")
+            assert status(other)["trial"]
+        with site.device("gw1") as device:  # the trial of what was cut off
+            tab.press("gw1")
+            tab.shows("trial", "2.0.0 is on trial")
+            tab.press("Keep this version…")
+            tab.confirm("Keep it")
+            tab.shows("good", "2.0.0 is kept")
+            with dying(device, site.broker, "gw1"):
+                tab.install(shop.image("4.0.0"))
+            tab.shows("progress-text", "Waiting for the device to come back.")
+            tab.page.clock.fast_forward(61_000)
+            tab.shows("alert", "The device has not come back in 1 min. Has it power and network?")
+            tab.hides("sending")
+            tab.shows("state", "Away")
+            expect(tab.page.get_by_role("button", name="Install")).to_be_disabled()
+            expect(tab.page.get_by_role("button", name="Disconnect")).to_be_enabled()
+            tab.everybody_can_use_it("mqtt-never-back")
+        with site.device("gw1"):
+            tab.shows("trial", "4.0.0 is on trial", seconds=30)
+            tab.press("Disconnect")
+            tab.hides("devices", "device")
+
+
+def test_what_is_kept_is_what_the_dialog_named(tab: Tab, page_file: str, site: Site, shop: Shop) -> None:
+    with site.device("gw1") as device:
+        connect(tab, page_file, site.broker)
+        tab.press("gw1")
+        tab.install(shop.image("2.0.0"))
+        tab.shows("trial", "2.0.0 is on trial")
+        tab.press("Keep this version…")
+        tab.shows("confirm", "Keep 2.0.0?", "It does not go back by itself any more.")
+        assert tab.focus() == "confirm-no"
+        tab.confirm("Cancel")
+        assert status(device)["trial"]
+        tab.press("Keep this version…")
+        tab.shows("confirm", "Keep 2.0.0?")
+        assert run("rollback", f"{site.broker.url}/site/gw1").code == 0  # somebody else, while the person thinks
+        until(device, lambda now: now["active_slot"] == "a")
+        tab.confirm("Keep it")
+        tab.shows("alert", "Another image runs than the one that was meant")
+        now = status(device)
+        assert (now["image"]["version"], now["trial"]) == ("1.0.0", None)
 
 
 def test_what_cannot_work_is_said_at_its_field(tab: Tab, page_file: str, tmp_path: Path) -> None:
