@@ -21,6 +21,8 @@ from mgota.core.geometry import Slot
 from mgota.core.record import BootRecord, SlotImage, State
 from mgota.errors import OtaError
 
+pytestmark = pytest.mark.no_cover  # measuring takes longer than the search; test_boot.py and others cover the lines
+
 GOOD, BETTER, HANGS, UNBOOTABLE = "good", "good as well", "hangs", "does not boot"
 TORN, BLANK = "torn", "blank"
 IMAGES = {

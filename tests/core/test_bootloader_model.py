@@ -16,6 +16,8 @@ from mgota.core.bootvars import BootCount, BootOrder, Changes, Convention, GrubO
 from mgota.core.geometry import Slot
 from mgota.core.record import State
 
+pytestmark = pytest.mark.no_cover  # measuring takes longer than the search; test_boot.py and others cover the lines
+
 Script = Callable[[dict[str, str]], Slot | None]
 
 

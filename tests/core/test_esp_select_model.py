@@ -328,6 +328,7 @@ def test_no_number_of_cuts_boots_a_half_written_slot(start: str, default: int, f
     assert model.states > 40
 
 
+@pytest.mark.no_cover  # measuring takes longer than the search
 @pytest.mark.parametrize("start", ["a new chip", "settled on 1"])
 def test_sectors_that_waver_for_ever_need_three_cuts_in_a_row(start: str) -> None:
     cuts, way = Model(settling=False).fewest_cuts(STARTS[start])
@@ -374,6 +375,7 @@ def test_to_write_the_right_entry_first_bricks_a_chip_of_esp_idf_in_one_cut() ->
     assert Model(recover=the_right_one_first).fewest_cuts(start)[0] == 1
 
 
+@pytest.mark.no_cover
 def test_sectors_that_are_read_once_brick_in_three_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Model().fewest_cuts(STARTS["a new chip"])[0] is None
     monkeypatch.setattr(otaselect, "_read_entry", read_once)
