@@ -69,7 +69,9 @@ def polling_options(command: F) -> F:
         url = arguments.pop("pull")
         given = {name: arguments.pop(name) for name in (*_WISHES, *_OWN)}
         ways = arguments.pop("ways", ())
-        if url:
+        if url is not None:
+            if given["threshold"] > max(len(arguments["keys"]), 1):
+                raise click.UsageError(f"--threshold {given['threshold']} needs as many --key")
             ways = (*ways, _way(url, arguments["place"].note, signed=bool(arguments["keys"]), **given))
         elif any(value not in {None, False, (), 1, NEWER} for value in given.values()):
             raise click.UsageError("--interval, --policy and what else is about pulling belong to --pull METADATA_URL")

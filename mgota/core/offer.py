@@ -25,6 +25,7 @@ from mgota.errors import (
     ManifestError,
     OtaError,
     TrialRunningError,
+    UnknownStateError,
     WrongHardwareError,
 )
 
@@ -99,6 +100,7 @@ class Reason(StrEnum):
     BELOW_FLOOR = "below_floor"
     NO_ORDER = "no_order"
     TRIAL = "trial"
+    UNKNOWN_STATE = "unknown_state"
 
 
 _ERRORS: Final[dict[Reason, type[OtaError]]] = {
@@ -108,6 +110,7 @@ _ERRORS: Final[dict[Reason, type[OtaError]]] = {
     Reason.BELOW_FLOOR: DowngradeError,
     Reason.NO_ORDER: ManifestError,
     Reason.TRIAL: TrialRunningError,
+    Reason.UNKNOWN_STATE: UnknownStateError,
 }
 
 
@@ -137,7 +140,7 @@ class Decision:
 
         Raises:
             RejectedError: the offer is refused.
-            TrialRunningError: another image is on trial, or about to be.
+            BusyError: another image is on trial, or about to be; or the boot record is unreadable.
         """
         if kind := _ERRORS.get(self.reason):
             raise kind(self.text)
@@ -158,6 +161,7 @@ class Standing:
         current: the version that runs, None if nobody knows.
         image: what is recorded of the running image, if anything is.
         record: the boot record, if there is one.
+        readable: False if there is one that cannot be read.
         floor: the device's; the record may have a higher one.
         hardware: the device's id, None if it has none.
     """
@@ -165,6 +169,7 @@ class Standing:
     current: str | None = None
     image: SlotImage | None = None
     record: BootRecord | None = None
+    readable: bool = True
     floor: str | None = None
     hardware: str | None = None
 
@@ -187,7 +192,7 @@ def decide(
         or _needless(manifest, standing, policy)
         or (None if force else _failed_before(manifest, record))
         or _too_old(manifest, standing, record)
-        or _trial(manifest, record)
+        or _busy(manifest, standing, record)
         or _wanted(manifest, standing, policy)
     )
     return Decision(reason in _WANTED, reason, text, manifest)
@@ -239,14 +244,16 @@ def _too_old(manifest: Manifest, standing: Standing, record: BootRecord) -> _Why
     return (Reason.BELOW_FLOOR, f"the image is refused: {why}") if why else None
 
 
-def _trial(manifest: Manifest, record: BootRecord) -> _Why | None:
+def _busy(manifest: Manifest, standing: Standing, record: BootRecord) -> _Why | None:
     trial = record.image(record.trial) if record.trial else None
     if record.state is State.TESTING and trial and is_offered(trial, manifest):
         return None  # that is what is offered: it only has to start
     try:
-        refuse_update(record)
+        refuse_update(record, readable=standing.readable)
     except TrialRunningError as exc:
         return Reason.TRIAL, str(exc)
+    except UnknownStateError as exc:
+        return Reason.UNKNOWN_STATE, str(exc)
     return None
 
 

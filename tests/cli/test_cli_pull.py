@@ -363,6 +363,7 @@ def test_a_device_that_serves_pulls_by_itself(
         (["--interval", "5"], "--pull"),
         (["--policy", "different"], "--pull"),
         (["--pull", "http://a/b", "--interval", "0.5"], "--interval"),
+        (["--pull", "https://a/b", "--threshold", "2"], "--threshold 2"),
     ],
 )
 def test_options_of_pull_belong_to_it(mgota: Terminal, tmp_path: Path, options: list[str], words: str) -> None:
@@ -370,6 +371,7 @@ def test_options_of_pull_belong_to_it(mgota: Terminal, tmp_path: Path, options: 
     assert done.code == 2
     assert words in done.err
     assert "not encrypted" in mgota("serve", "--slots", tmp_path / "d", "--pull", "http://a/b").line
+    assert "no http or https URL" in mgota("serve", "--slots", tmp_path / "d", "--pull", "").line
     assert not (tmp_path / "d").exists()
 
 

@@ -189,3 +189,14 @@ def test_a_refusal_names_what_was_asked_for_and_no_secret(site: Site, url: str, 
     offer(site, shop)
     del site.files[IMAGE]
     assert mgota("pull", url, *place).line == f"mgota: {url.replace(METADATA, IMAGE)}: the server answered 404"
+
+
+def test_with_an_unreadable_record_a_dry_run_says_what_a_pull_would(
+    site: Site, url: str, shop: Shop, mgota: Terminal, here: Path
+) -> None:
+    offer(site, shop)
+    mgota.ok("provision", shop.image("1.0.0"), "--slots", "d")
+    (here / "d" / "state").write_bytes(b"garbage")
+    for more in ([], ["--dry-run"]):
+        done = mgota("pull", url, "--slots", "d", "--key", shop.public, "--current-version", "1", "--json", *more)
+        assert (done.code, done.json["update"], done.json["reason"]) == (1, False, "unknown_state")

@@ -21,7 +21,15 @@ from mgota.core.offer import (
     is_offered,
 )
 from mgota.core.record import BootRecord, SlotImage, State
-from mgota.errors import ConfigError, DowngradeError, ManifestError, TrialRunningError, WrongHardwareError
+from mgota.errors import (
+    BusyError,
+    ConfigError,
+    DowngradeError,
+    ManifestError,
+    TrialRunningError,
+    UnknownStateError,
+    WrongHardwareError,
+)
 
 DIGEST, OTHER = "ab" * 32, "cd" * 32
 OFFER = Manifest(version="1.2", url="x", size=8, sha256=DIGEST, seq=5, signed=True)
@@ -251,6 +259,15 @@ def test_another_image_on_trial_is_in_the_way_and_the_offered_one_about_to_be_is
     assert offered("1.1", manifest=replace(OFFER, sha256=None, version="1.3"), record=about).reason is Reason.TRIAL
 
 
+def test_with_an_unreadable_record_nothing_is_taken_and_what_is_needless_stays_so() -> None:
+    for policy in (NEWER, DIFFERENT, PINNED):
+        decision = decide(OFFER, Standing(current="1.1", readable=False), policy)
+        assert (decision.update, decision.reason) == (False, Reason.UNKNOWN_STATE)
+        with pytest.raises(UnknownStateError):
+            decision.check()
+        assert decide(OFFER, Standing(current="1.2", readable=False), policy).reason is Reason.SAME
+
+
 def test_a_decision_that_refuses_nothing_raises_nothing() -> None:
     for current in ("1.1", "1.2", "1.3"):
         offered(current).check()
@@ -260,7 +277,7 @@ def test_every_refusal_has_an_error() -> None:
     for reason in Reason:
         decision = Decision(False, reason, "because", OFFER)
         if decision.refused:
-            with pytest.raises((ManifestError, DowngradeError, WrongHardwareError, TrialRunningError), match="because"):
+            with pytest.raises((ManifestError, DowngradeError, WrongHardwareError, BusyError), match="because"):
                 decision.check()
 
 

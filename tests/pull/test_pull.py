@@ -608,6 +608,8 @@ async def test_polls_that_cannot_be_are_refused_at_once() -> None:
         await poll(Board(OLD).device, "http://a/b", interval=5)
     with pytest.raises(ConfigError, match="not encrypted"):
         await poll(board().device, "http://a/b", interval=5, keys=())
+    with pytest.raises(ConfigError, match="2 of 1 keys"):
+        await poll(board().device, "https://a/b", interval=5, threshold=2)
 
 
 async def test_a_cancelled_pull_leaves_the_device_free() -> None:

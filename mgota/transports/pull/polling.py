@@ -16,6 +16,7 @@ import anyio
 from mgota.core.keys import PublicKey
 from mgota.core.offer import Policy
 from mgota.core.polls import Refusals, check_interval, first_poll, next_poll
+from mgota.core.signed_manifest import ManifestVerifier
 from mgota.core.weburl import check_source
 from mgota.device import Device
 from mgota.errors import OtaError
@@ -57,12 +58,13 @@ async def poll(
         options: of `pull`.
 
     Raises:
-        ConfigError: an interval that cannot be, or a URL that may not be asked.
+        ConfigError: an interval or a threshold that cannot be, or a URL that may not be asked.
     """
     check_interval(interval, jitter)
     web, keys = options.get("web") or Web(), options.get("keys")
-    signed = bool(keys) if keys is not None else device.verifier is not None
-    check_source(url, allow_http=web.allow_http or signed)
+    keys = keys if keys is not None else device.verifier.keys if device.verifier else ()
+    ManifestVerifier(keys=keys, threshold=options.get("threshold", 1))  # who cannot be satisfied is told now
+    check_source(url, allow_http=web.allow_http or bool(keys))
     failures, refusals = 0, Refusals()
     wait = first_poll(interval, jitter, _draw())
     while True:

@@ -124,13 +124,15 @@ def _keys(device: Device | None, keys: Sequence[PublicKey] | None) -> Sequence[P
 
 
 async def _standing(device: Device, current: str | None) -> Standing:
-    record = (await device.load())[0] or BootRecord()
+    found, readable = await device.load()
+    record = found or BootRecord()
     running = await device.flash.running_slot()
     if record.state is State.TESTING and record.trial is running:
         running = running.other  # selected, and not started yet: a boot makes it FAILED at once
     image = record.image(running)
     current = current or (image.version if image else None)
-    return Standing(current=current, image=image, record=record, floor=device.floor, hardware=device.hardware)
+    parts = {"floor": device.floor, "hardware": device.hardware}
+    return Standing(current=current, image=image, record=record, readable=readable, **parts)
 
 
 async def pull(
