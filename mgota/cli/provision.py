@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import AsyncIterator
-from functools import partial
+from collections.abc import AsyncIterator, Callable
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import anyio
 import click
@@ -18,15 +19,48 @@ from mgota.core.image import ImageScan, Verifier
 from mgota.core.record import BootRecord
 from mgota.core.trust import check_image
 from mgota.errors import BusyError, ConfigError, EmptyImageError
+from mgota.linux.configured import load_config
 from mgota.linux.environment import launcher_info
 from mgota.session import provision as write_first
 from mgota.verified import VerifiedImage
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 BLOCK = 1 << 20
+
+
+def by_file(command: F) -> F:
+    """`--config`: slots, keys and floor of an application in two slots, as its own file says them."""
+
+    @wraps(command)
+    def checked(**arguments: Any) -> Any:
+        path = arguments.pop("config")
+        if path:
+            if any(arguments[name] for name in _FILE_SAYS):
+                raise click.UsageError(
+                    "--config says where the slots are, which keys are trusted and what the floor is"
+                )
+            config = load_config(path)
+            if not config.slots.directory:
+                raise ConfigError(
+                    f"{path} is of a board: write its first image with the tools that partition it. The first start "
+                    "counts what runs as proven"
+                )
+            keys = tuple(map(Path, config.keys.images))
+            found = {"directory": Path(config.slots.directory), "keys": keys, "floor": config.device.floor}
+            arguments |= found | {"trailer": config.keys.trailer}
+        return command(**arguments)
+
+    told = "The file of an application in two slots: its directory, keys and floor."
+    return click.option("--config", type=FILE, metavar="FILE", help=told)(cast(F, checked))
+
+
+_FILE_SAYS = ("directory", "slots", "target", "part", "flash", "state", "backend", "link", "keys", "floor")
 
 
 @click.command()
 @click.argument("image", type=FILE)
+@by_file
 @click.option("--dir", "directory", type=FOLDER, metavar="DIR", help="The same as --slots.")
 @place_options
 @trust_options
@@ -47,6 +81,7 @@ def provision(
 
     \b
         mgota provision app.signed.pyz --dir /var/lib/app --key public.pem
+        mgota provision app.signed.pyz --config mgota.toml
         mgota provision fw.signed.bin --target stm32h5 --flash chip.bin --state chip.state --key public.pem
     """  # noqa: D301  \b keeps click from joining the lines
     verifier = read_verifier(keys, trailer)

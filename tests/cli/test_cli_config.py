@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from terminal import PATIENCE, PROGRAM, Terminal
+from terminal import PATIENCE, PROGRAM, Shop, Terminal
 
 from mgota.cli import board
 
@@ -30,7 +30,7 @@ def test_a_program_is_run_and_updated_by_its_file(mgota: Terminal, tmp_path: Pat
     (tmp_path / "app.py").write_text(PROGRAM_TEXT)
     wrong = mgota("doctor", "--config", config)
     assert (wrong.code, "slots.directory: there is no directory" in wrong.out) == (1, True)
-    mgota.ok("provision", tmp_path / "app.py", "--dir", tmp_path / "d")
+    mgota.ok("provision", tmp_path / "app.py", "--config", config)
     assert "slot a is selected, and holds an image" in mgota.ok("doctor", "--config", config).out
     said = tmp_path / "said"
     launcher = subprocess.Popen([*PROGRAM, "run", "--config", str(config)], stderr=subprocess.PIPE, text=True)
@@ -96,3 +96,23 @@ def test_there_has_to_be_something_to_run(mgota: Terminal, tmp_path: Path, confi
     assert "WRONG program.command" in out
     assert "WRONG slots: slot a is selected and empty" in out
     assert "what is there to run?" in mgota("run", "--config", config).err
+
+
+def test_a_first_image_is_written_as_the_file_says(mgota: Terminal, shop: Shop, tmp_path: Path, config: Path) -> None:
+    text = config.read_text()
+    config.write_text(f'[device]\nfloor = "2"\n[keys]\nimages = ["{shop.public}"]\n{text}')
+    bare = tmp_path / "bare"
+    bare.write_bytes(b"MG_VERSION:3.0.0\0" + bytes(200))
+    assert mgota("provision", bare, "--config", config).code == 1  # unsigned
+    assert "below" in mgota("provision", shop.image("1.0.0"), "--config", config).line
+    assert not (tmp_path / "d").exists()
+    assert mgota.ok("provision", shop.image("2.0.0"), "--config", config, "--json").json["version"] == "2.0.0"
+    assert mgota.ok("status", "--config", config, "--json").json["image"]["version"] == "2.0.0"
+    for more in (["--dir", tmp_path], ["--key", shop.public], ["--floor", "1"], ["--target", "stm32h5"]):
+        assert mgota("provision", bare, "--config", config, *more).code == 2, more
+
+
+def test_a_board_gets_its_first_image_elsewhere(mgota: Terminal, tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "examples/uboot_board.toml"
+    (tmp_path / "fw").write_bytes(b"image")
+    assert "with the tools that partition it" in mgota("provision", tmp_path / "fw", "--config", path).line
