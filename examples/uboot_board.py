@@ -13,12 +13,12 @@ from typing import Any
 from mgota import Device, Slot
 from mgota.core.bootvars import BootOrder
 from mgota.flash.files import FileLock
+from mgota.linux.apart import refuse_inside_slots
 from mgota.linux.blockslots import BlockSlots
 from mgota.linux.reset import RebootCommand
 from mgota.linux.running import running_slot
 from mgota.linux.selected import SelectedSlots
 from mgota.linux.state import FileState
-from mgota.linux.states import refuse_inside_slots
 from mgota.linux.uboot import UbootEnvironment, UbootSelector
 from mgota.linux.watchdog import HardwareWatchdog
 

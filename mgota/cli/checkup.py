@@ -25,11 +25,13 @@ from mgota.core.record import BootRecord
 from mgota.core.sections import SelectorSection
 from mgota.errors import OtaError, UpdateRunningError
 from mgota.flash.files import FileLock
+from mgota.linux.apart import refuse_inside_slots
 from mgota.linux.configured import (
     devices_of,
     kept_at,
     keys_of,
     medium_of,
+    refuse_selection_inside_slots,
     running_of,
     selector_of,
     state_of,
@@ -39,7 +41,7 @@ from mgota.linux.environment import launcher_info
 from mgota.linux.names import STATE
 from mgota.linux.slots import FileSlots
 from mgota.linux.state import FileState
-from mgota.linux.states import RegisterState, refuse_inside_slots
+from mgota.linux.states import RegisterState
 from mgota.linux.watchdog import SYSFS, HardwareWatchdog
 from mgota.ports import Selector, StateStore
 
@@ -259,6 +261,8 @@ async def _check_selector(config: Config, found: Findings, selftest: bool) -> Sl
     with found.asking("selector"):
         section = cast(SelectorSection, config.selector)
         selector = selector_of(section)
+        with found.asking("selector", "give it a partition of its own"):
+            refuse_selection_inside_slots(config)
         running = await _check_running(config, selector, found)
         selected = await selector.selected_slot()
         if selected is None:

@@ -21,6 +21,7 @@ from mgota.device import Device
 from mgota.errors import ConfigError
 from mgota.flash.files import FileLock
 from mgota.history import History
+from mgota.linux.apart import refuse_inside_slots, refuse_place_in_slots
 from mgota.linux.blockdev import find_device
 from mgota.linux.blockslots import BlockSlots
 from mgota.linux.efi import EFIVARS, EfiSelector
@@ -42,7 +43,6 @@ from mgota.linux.states import (
     RegisterState,
     VariableState,
     mtd_state,
-    refuse_inside_slots,
 )
 from mgota.linux.story import FileStory
 from mgota.linux.symlink import SymlinkSelector
@@ -153,6 +153,26 @@ def environment_of(section: SelectorSection) -> VariableStore:
     if section.kind == "grub":
         return GrubEnvironment(section.path or GRUBENV)
     raise ConfigError(f"{section.kind} has no environment")
+
+
+_USUAL = {"grub": GRUBENV, "systemd-boot": ENTRIES, "tryboot": AUTOBOOT}
+
+
+def refuse_selection_inside_slots(config: Config) -> None:
+    """Refuse slots that hold what selects them, and perhaps the boot record beside it.
+
+    Raises:
+        ConfigError: one does, or a place cannot be looked at.
+    """
+    section = config.selector
+    if section is None:
+        return
+    devices = devices_of(config.slots).values()
+    if section.kind == "uboot":
+        for place in UbootEnvironment.from_config(section.config, lock=None).places:
+            refuse_place_in_slots(place, devices, what="U-Boot's environment")
+    elif (path := section.path or _USUAL.get(section.kind)) and Path(path).exists():  # else the selector says so
+        refuse_inside_slots(path, devices, what=f"what {section.kind} boots by,")
 
 
 def names_of(section: SelectorSection) -> dict[Slot, str] | None:
@@ -345,6 +365,7 @@ def board_of(config: Config, watchdog: Watchdog | None = None) -> Device:
         FlashError: a slot cannot be opened.
     """
     selector = selector_of(cast(SelectorSection, config.selector))
+    refuse_selection_inside_slots(config)
     running = running_of(config, selector)
     flash = SelectedSlots(medium_of(config.slots), selector, running=running)
     parts: dict[str, Any] = {

@@ -7,12 +7,11 @@
 | `mtd_state` | `/dev/mtdN`, NOR flash | the record log of `mgota.core.recordlog` |
 | `RegisterState` | another store, and four bytes that mirror it | the other store does |
 
-A record inside of a slot would be written over by the next update: `refuse_inside_slots`.
+A record inside of a slot would be written over by the next update: see `mgota.linux.apart`.
 """
 
 import mmap
 import os
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -280,24 +279,3 @@ class RegisterState:
         self.register.write(word)
         if self.register.read() != word:
             raise StateError(f"the register at {self.register.address:#x} does not keep what is written")
-
-
-def refuse_inside_slots(path: str | os.PathLike[str], devices: Iterable[str | os.PathLike[str]]) -> None:
-    """Refuse a place for the boot record that an update would write over.
-
-    Args:
-        path: the record's file, or the device that it lies on. It need not exist yet, its directory must.
-        devices: block devices of the slots.
-
-    Raises:
-        ConfigError: it is one of the slots, or a file on the file system of one; or it cannot be looked at.
-    """
-    place = Path(os.path.realpath(path))
-    try:
-        found = os.stat(place if place.exists() else place.parent)  # noqa: PTH116  device numbers, not paths
-        for device in devices:
-            slot = os.stat(device)  # noqa: PTH116
-            if os.path.samestat(found, slot) or (slot.st_rdev and slot.st_rdev in (found.st_dev, found.st_rdev)):
-                raise ConfigError(f"the boot record {path} would lie in the slot {device}, and go with the next update")
-    except OSError as exc:
-        raise ConfigError(f"{exc.filename} cannot be looked at: {exc.strerror}") from exc

@@ -154,7 +154,7 @@ class UbootEnvironment:
         data = encode_copy(environment, place.size, flags=flags)
         _write(place, data, alone=not self.redundant)
         if on_nor:
-            MtdDevice(old.device).program(_start(old) + CRC, OBSOLETE)
+            MtdDevice(old.device).program(start_of(old) + CRC, OBSOLETE)
         if self._load().environment != environment:
             raise VerifyError(f"{place.device} does not keep U-Boot's environment")
 
@@ -193,8 +193,13 @@ def _translated(device: str) -> Generator[None]:
         raise FlashError(f"U-Boot's environment in {device}: {exc.strerror}") from exc
 
 
-def _start(place: EnvPlace) -> int:
-    """The first byte, where the configuration counts from the end."""
+def start_of(place: EnvPlace) -> int:
+    """The first byte, also where the configuration counts from the end.
+
+    Raises:
+        OSError: the device cannot be looked at.
+        FlashError: nor can its driver be asked.
+    """
     if place.offset >= 0:
         return place.offset
     if is_mtd(place.device):
@@ -209,16 +214,16 @@ def _start(place: EnvPlace) -> int:
 def _read(place: EnvPlace) -> bytes:
     """The bytes of a place, from the medium."""
     if is_mtd(place.device):
-        return MtdDevice(place.device).read(_start(place), place.size)
+        return MtdDevice(place.device).read(start_of(place), place.size)
     fd = os.open(place.device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with suppress(OSError):  # advice
-            os.posix_fadvise(fd, _start(place), place.size, os.POSIX_FADV_DONTNEED)
-        data = os.pread(fd, place.size, _start(place))
+            os.posix_fadvise(fd, start_of(place), place.size, os.POSIX_FADV_DONTNEED)
+        data = os.pread(fd, place.size, start_of(place))
     finally:
         os.close(fd)
     if len(data) != place.size:
-        raise ReadError(f"{place.device} ends before {_start(place) + place.size:#x}: check fw_env.config")
+        raise ReadError(f"{place.device} ends before {start_of(place) + place.size:#x}: check fw_env.config")
     return data
 
 
@@ -232,7 +237,7 @@ def _write(place: EnvPlace, data: bytes, *, alone: bool) -> None:
     _allow_writing(place.device)
     fd = os.open(place.device, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        if os.pwrite(fd, data, _start(place)) != len(data):
+        if os.pwrite(fd, data, start_of(place)) != len(data):
             _too_short(place)
         os.fsync(fd)
     finally:
@@ -250,7 +255,7 @@ def _too_short(place: EnvPlace) -> NoReturn:
 
 def _blocks(place: EnvPlace) -> tuple[int, int]:
     """The erase blocks that a place touches: their first byte, and the one behind them."""
-    block, start = MtdDevice(place.device).info().erase_size, _start(place)
+    block, start = MtdDevice(place.device).info().erase_size, start_of(place)
     return start // block * block, -(-(start + place.size) // block) * block
 
 
@@ -263,7 +268,7 @@ def _check_apart(one: EnvPlace, two: EnvPlace) -> None:
 
 def _write_nor(device: MtdDevice, place: EnvPlace, data: bytes) -> None:
     """Erase whole blocks, and program them; what shares them with the environment is kept."""
-    (first, end), start = _blocks(place), _start(place)
+    (first, end), start = _blocks(place), start_of(place)
     content = bytearray(device.read(first, end - first))
     content[start - first : start - first + place.size] = data
     device.erase(first, end - first)

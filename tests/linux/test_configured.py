@@ -28,6 +28,7 @@ from mgota.linux.configured import (
     board_of,
     device_of,
     load_config,
+    refuse_selection_inside_slots,
     reset_of,
     running_of,
     selector_of,
@@ -120,6 +121,19 @@ async def test_a_board_boots_and_keeps_its_record_and_history(board: Board) -> N
     selector = device.flash.selector
     assert await selector.selected_slot() is A
     await selector.selftest()
+
+
+@pytest.mark.parametrize("kind", ["uboot", "grub", "symlink"])
+def test_a_slot_that_holds_what_selects_it_is_refused(board: Board, kind: str) -> None:
+    slot = board.root / "slot-b"
+    (board.root / "fw_env.config").write_text(f"{slot} 0x0 {SIZE:#x}\n")
+    selector = board.uboot if kind == "uboot" else f'[selector]\nkind = "{kind}"\npath = "{slot}"\n'
+    with pytest.raises(ConfigError, match="would lie in the slot"):
+        refuse_selection_inside_slots(board.config(selector))
+    with pytest.raises(ConfigError, match="would lie in the slot" if kind != "symlink" else "slot"):
+        device_of(board.config(selector))
+    refuse_selection_inside_slots(board.config("[selector]\nkind = 'script'\ncommand = ['x']\n"))
+    refuse_selection_inside_slots(read_config("[slots]\ndirectory = '/d'\n", "x"))
 
 
 @pytest.mark.asyncio

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from mgota.core.register import Form, encode_word
 from mgota.core.ubootenv import Environment, EnvPlace, encode_copy
 from mgota.errors import ConfigError, EraseError, FlashError, ProgramError, ReadError, StateError
 from mgota.linux import ubootenv
+from mgota.linux.apart import refuse_inside_slots, refuse_place_in_slots
 from mgota.linux.grub import GrubEnvironment
 from mgota.linux.mtd import MtdDevice, MtdFlash
 from mgota.linux.state import FileState
-from mgota.linux.states import CellState, MappedRegister, RegisterState, VariableState, mtd_state, refuse_inside_slots
+from mgota.linux.states import CellState, MappedRegister, RegisterState, VariableState, mtd_state
 from mgota.linux.ubootenv import UbootEnvironment
 from mgota.testing import CrashPoint, check_nor_flash, check_state_store, every_crash
 
@@ -279,6 +281,43 @@ def test_a_record_inside_a_slot_is_refused(tmp_path: Path) -> None:
             refuse_inside_slots(path, ["/dev/zero", slot])
     with pytest.raises(ConfigError, match="cannot be looked at"):
         refuse_inside_slots(tmp_path / "none" / "state", ["/dev/null"])
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "inside"),
+    [
+        (0, 2048, False),
+        (1, 2048, True),  # the partition begins at the fifth sector, byte 2048
+        (2047, 1, False),
+        (2048, 1, True),
+        (4095, 1, True),
+        (4096, 512, False),
+        (0, 1 << 20, True),
+    ],
+)
+def test_an_environment_between_partitions_of_a_disk_keeps_clear_of_them(
+    tmp_path: Path, offset: int, size: int, inside: bool
+) -> None:
+    disk = tmp_path / "devices/disk"
+    (disk / "part").mkdir(parents=True)
+    (disk / "dev").write_text("1:5\n")  # /dev/zero
+    for name, sectors in {"start": 4, "size": 4}.items():
+        (disk / "part" / name).write_text(f"{sectors}\n")
+    (tmp_path / "dev/block").mkdir(parents=True)
+    (tmp_path / "dev/block/1:3").symlink_to("../../devices/disk/part")  # /dev/null
+    place = EnvPlace("/dev/zero", offset, size)
+    with pytest.raises(ConfigError, match=r"at .* would lie in the slot") if inside else nullcontext():
+        refuse_place_in_slots(place, ["/dev/null"], what="an environment", sys=tmp_path)
+    refuse_place_in_slots(EnvPlace("/dev/full", offset, size), ["/dev/null"], what="it", sys=tmp_path)  # another disk
+    (disk / "part/start").unlink()  # no partition, or one that nobody describes
+    refuse_place_in_slots(place, ["/dev/null"], what="it", sys=tmp_path)
+
+
+def test_an_environment_in_a_slot_or_nowhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^an environment /dev/null would lie in the slot /dev/null"):
+        refuse_place_in_slots(EnvPlace("/dev/null", 0, 8), ["/dev/null"], what="an environment")
+    with pytest.raises(ConfigError, match="cannot be looked at"):
+        refuse_place_in_slots(EnvPlace(f"{tmp_path}/gone", 0, 8), ["/dev/null"], what="it")
 
 
 @pytest.mark.program("losetup")
