@@ -28,7 +28,7 @@ from mgota.flash.targets.target import Swap, Target
 from mgota.flash.virtual import VirtualReset, VirtualWatchdog
 from mgota.flash.wired import PlainChip, WiredChip
 from mgota.health import Check
-from mgota.linux.environment import LAUNCHER, LOCK
+from mgota.linux.names import LAUNCHER, LOCK
 from mgota.linux.slots import FileSlots
 from mgota.linux.state import FileState
 
