@@ -222,7 +222,7 @@ def _sized(head: Head) -> Decision | Refusal:
 
 def _packed(head: Head, length: int) -> Decision | Refusal:
     """An update, if what is said of its packing makes sense: `Content-Encoding` (RFC 9110 section 8.4) and the size."""
-    encoding = ", ".join(head.values("content-encoding")).strip().lower()
+    encoding = _encoding(head)
     if encoding not in _PACKINGS:
         return _unsupported("an image comes as it is, or packed by gzip or zstd")
     packing = _PACKINGS[encoding]
@@ -243,6 +243,11 @@ def _packed(head: Head, length: int) -> Decision | Refusal:
     return Decision(Action.UPDATE, size=size, length=length, packing=packing)
 
 
+def _encoding(head: Head) -> str:
+    """How a body is packed, by its field; "" if it says nothing."""
+    return ", ".join(head.values("content-encoding")).strip().lower()
+
+
 def _unsupported(reason: str) -> Refusal:
     """415, with what would be taken (RFC 9110 section 12.5.3)."""
     return Refusal(415, reason, (("Accept-Encoding", ", ".join(packings())),))
@@ -250,6 +255,8 @@ def _unsupported(reason: str) -> Refusal:
 
 def _piece(head: Head) -> Decision | Refusal:
     """A piece of an image, if it says where it belongs and how long it is."""
+    if _encoding(head) not in {"", "identity"}:  # it would be stored as it comes
+        return Refusal(415, "a piece of an image is not packed", (("Accept-Encoding", "identity"),))
     size = older.sized(head)
     if isinstance(size, Refusal):
         return size

@@ -33,6 +33,7 @@ from mgota.flash.files import replace_file, sync_directory
 
 ENTRIES = "/boot/loader/entries"
 MAX_ENTRY = 1 << 16
+_TEST = b"mgota\n"
 
 
 class SystemdBootSelector:
@@ -104,7 +105,7 @@ class SystemdBootSelector:
         await to_thread.run_sync(self._recover)
 
     async def selftest(self) -> None:
-        """Write and remove a file that is no entry.
+        """Write a file that is no entry, rename it, read it back, and remove it.
 
         Raises:
             FlashError: a selection would not work, and why.
@@ -141,13 +142,18 @@ class SystemdBootSelector:
         self._perform(tidy(self._load()))
 
     def _selftest(self) -> None:
-        path = self.directory / f"{PREFIX}selftest"
+        path, renamed = (self.directory / f"{PREFIX}{name}" for name in ("selftest", "selftest+1"))
         try:
-            replace_file(path, b"mgota")
-            path.unlink()
+            replace_file(path, _TEST)
+            path.replace(renamed)  # as a commit does
+            sync_directory(self.directory)
+            kept = renamed.read_bytes()
+            renamed.unlink()
             sync_directory(self.directory)
         except OSError as exc:
             raise FlashError(f"{self.directory} cannot be written: {exc.strerror}") from exc
+        if kept != _TEST or path.exists():
+            raise FlashError(f"{self.directory} does not keep what is written")
         if booting(self._load()) is None:
             raise FlashError(f"{self.directory} has no entry for a slot yet: {PREFIX}a.conf is the factory's")
 

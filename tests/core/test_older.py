@@ -32,6 +32,12 @@ def test_the_routes() -> None:
         assert route("POST", target, LENGTH) == 404
 
 
+def test_a_piece_that_is_packed_is_refused_and_not_stored_as_it_comes() -> None:
+    target = "/api/firmware/upload?offset=0&total=9"
+    assert route("POST", target, LENGTH, ("content-encoding", "gzip")) == 415
+    assert isinstance(route("POST", target, LENGTH, ("content-encoding", "identity")), Decision)
+
+
 def test_get_changes_nothing_unless_it_is_asked_for() -> None:
     legacy = Edge(older="/api/firmware", legacy_get=True)
     for what in ("commit", "rollback"):

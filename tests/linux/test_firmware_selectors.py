@@ -195,6 +195,10 @@ async def test_systemd_boot_that_fails_says_so(tmp_path: Path, monkeypatch: pyte
             await SystemdBootSelector(TEMPLATES, directory=directory).select(A, running=A)
         with pytest.raises(FlashError, match="cannot be written"):
             await SystemdBootSelector(TEMPLATES, directory=directory).selftest()
+    monkeypatch.setattr("mgota.linux.sdboot.replace_file", lambda path, _: path.write_bytes(b"something else"))
+    with pytest.raises(FlashError, match="does not keep what is written"):
+        await selector.selftest()
+    assert [path.name for path in tmp_path.iterdir()] == ["mgota-a.conf"]
 
 
 # Raspberry Pi
