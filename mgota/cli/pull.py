@@ -132,7 +132,7 @@ def pull(
         if as_json:
             click.echo(json.dumps(_told(decisions, error=exc)))
         raise
-    return _tell(decisions, as_json=as_json, installed=installed)
+    return _tell(decisions, place, as_json=as_json, installed=installed)
 
 
 def _told(decisions: list[Decision], *, installed: bool = False, error: Exception | None = None) -> dict[str, object]:
@@ -141,17 +141,23 @@ def _told(decisions: list[Decision], *, installed: bool = False, error: Exceptio
     return {"installed": installed, **found, "error": str(error) or type(error).__name__ if error else None}
 
 
-def _tell(decisions: list[Decision], *, as_json: bool, installed: bool | None) -> int:
+def _tell(decisions: list[Decision], place: Place, *, as_json: bool, installed: bool | None) -> int:
     """One line, or JSON. Returns the exit status."""
     decision = decisions[-1]
     done = decision.update and installed is not False
     if as_json:
         click.echo(json.dumps(_told(decisions, installed=done and installed is not None)))
     elif done and installed:
-        click.echo(f"version {decision.manifest.version} is installed: its trial begins at the next start")
+        begins = "now" if _launched(place) else "at the next start"
+        click.echo(f"version {decision.manifest.version} is installed: its trial begins {begins}")
     else:
         click.echo(decision.text)
     return 0 if done else NOTHING_TO_DO
+
+
+def _launched(place: Place) -> bool:
+    """Whether a launcher is at work there."""
+    return place.slots is not None and place.slots.is_dir() and launcher_info(place.slots) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +187,7 @@ class _Job:
 
     def _running(self) -> Device | None:
         """The device beside a launcher that is at work, or None."""
-        slots = self.place.slots
-        if slots and slots.is_dir() and launcher_info(slots):
-            return device_at(slots, **self.device)
-        return None
+        return device_at(self.place.slots, **self.device) if self.place.slots and _launched(self.place) else None
 
     async def look(self) -> None:
         """Decide what would be done."""

@@ -287,7 +287,7 @@ def test_a_program_under_the_launcher_is_replaced_at_once(
 
     try:
         await_version("1.0.0")
-        mgota.ok("pull", url, *place)
+        assert mgota.ok("pull", url, *place).out == "version 2.0.0 is installed: its trial begins now\n"
         await_version("2.0.0")
         assert record_at(tmp_path) == "FAILED"  # its trial has begun
         mgota.ok("commit", "--dir", tmp_path / "d")
