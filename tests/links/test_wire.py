@@ -153,6 +153,42 @@ async def test_lines_of_a_serial_port() -> None:
     await wire.aclose()
 
 
+class SlowPort(Port):
+    """One whose bytes take their time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[str] = []
+
+    async def write(self, data: bytes) -> None:
+        self.done.append(f"write {len(data)}")
+
+    async def flush(self) -> None:
+        self.done.append("flush")
+
+    async def read(self, size: int) -> bytes:
+        await anyio.sleep(0.05)
+        return b"x"
+
+    async def reconfigure_port(self, *, baudrate: int) -> None:
+        self.done.append(f"baud {baudrate}")
+
+
+async def test_what_is_sent_is_out_before_speed_or_lines_change_and_before_an_answer_is_late() -> None:
+    port = SlowPort()
+    wire = SerialWire(port, "/dev/x", 1200)
+    await wire.send(bytes(30))  # 0.3 s on the line
+    assert await wire.receive(0.001) == b"x"
+    await wire.set_baud(1_000_000)
+    await wire.send(bytes(30))
+    await wire.set_lines(rts=True)
+    await wire.set_lines(rts=False)
+    assert port.done == ["write 30", "flush", "baud 1000000", "write 30", "flush"]
+    await wire.send(bytes(30))
+    with pytest.raises(NoAnswerError, match=r"within 0\.001 s"):
+        await wire.receive(0.001)
+
+
 async def test_a_terminal_has_no_lines_and_nobody_minds() -> None:
     async with serial_port(Echo()) as path, await open_serial(path, 115200, parity="even") as wire:
         await wire.set_lines(rts=True, dtr=True)

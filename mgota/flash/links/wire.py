@@ -8,6 +8,7 @@ Rules:
 
 import errno
 import os
+import time
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
@@ -19,6 +20,9 @@ from mgota.errors import ConfigError, LinkError, NoAnswerError
 
 MAX_RECEIVE = 65536
 """Bytes that are taken at once."""
+
+BITS = 12
+"""Of a byte on a serial line, at most."""
 
 CONNECT = 10.0
 """Seconds that a network has to connect."""
@@ -158,25 +162,40 @@ class SerialWire(_Closing):
     Args:
         port: serialx's, open.
         path: of it.
+        baud: bits per second that it has.
     """
 
-    def __init__(self, port: Any, path: str) -> None:
+    def __init__(self, port: Any, path: str, baud: int = 115200) -> None:
         self._port = port
         self._path = path
+        self._baud = baud
+        self._sending_until = 0.0
 
     async def send(self, data: bytes) -> None:
-        """Send all of it."""
+        """Send all of it; it may be on its way yet.
+
+        To wait until the last bit is out takes a thread, and twice as long as an answer to a short command: whoever
+        waits for the answer waits for that in any case.
+        """
         try:
             await self._port.write(data)
-            await self._port.flush()
         except OSError as exc:  # serialx's own errors are of this kind
             raise LinkError(f"the serial port {self._path} failed: {exc}") from exc
 
+        self._sending_until = max(self._sending_until, time.monotonic()) + len(data) * BITS / self._baud
+
+    async def _sent(self) -> None:
+        """All of it went over the line."""
+        if self._sending_until:
+            await self._port.flush()
+            self._sending_until = 0.0
+
     async def receive(self, timeout: float) -> bytes:
-        """At least one byte."""
+        """At least one byte. The time counts from when all that was sent is out."""
         data = b""
+        waiting = timeout + max(self._sending_until - time.monotonic(), 0.0)
         try:
-            with anyio.fail_after(timeout):
+            with anyio.fail_after(waiting):
                 data = bytes(await self._port.read(MAX_RECEIVE))
         except TimeoutError as exc:
             raise NoAnswerError(f"nothing came from {self._path} within {timeout:g} s") from exc
@@ -194,6 +213,7 @@ class SerialWire(_Closing):
         """Set the lines that are named."""
         wanted = {name: value for name, value in (("rts", rts), ("dtr", dtr)) if value is not None}
         try:
+            await self._sent()
             await self._port.set_modem_pins(**wanted)
         except OSError as exc:
             raise LinkError(f"the lines of the serial port {self._path} cannot be set: {exc}") from exc
@@ -201,7 +221,9 @@ class SerialWire(_Closing):
     async def set_baud(self, baud: int) -> None:
         """Another speed."""
         try:
+            await self._sent()
             await self._port.reconfigure_port(baudrate=baud)
+            self._baud = baud
         except (OSError, ValueError) as exc:
             raise LinkError(f"the serial port {self._path} has no speed of {baud} baud: {exc}") from exc
 
@@ -238,7 +260,7 @@ async def open_serial(path: str, baud: int, *, parity: Parity = "none") -> Seria
     except (OSError, ValueError) as exc:
         why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         raise LinkError(f"the serial port {path} cannot be opened: {why}") from exc
-    return SerialWire(port, path)
+    return SerialWire(port, path, baud)
 
 
 def _check_terminal(path: str) -> None:
