@@ -3,20 +3,27 @@
 import json
 import os
 import re
+import runpy
 import select
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 import mgota
+from mgota.errors import TransferError
+from mgota.flash.targets.table import find_target
+from mgota.testing import NorSimulator
+from mgota.testing.gdb_stub import SimulatedGdbStub
+from mgota.testing.wire import network_port
 from mgota.transports.http.push import Remote, push
 
 EXAMPLES = Path(mgota.__file__).parents[1] / "examples"
@@ -92,6 +99,38 @@ def test_the_minimal_device_is_updated_and_committed(tmp_path: Path) -> None:
         status = anyio.run(Remote(url).status)
         assert (status["image"]["size"], status["outcome"]) == (12, "rolled_back")
         send(url, b"the end")
+
+
+@pytest.mark.asyncio
+async def test_the_gateway_updates_the_chip_that_is_wired_to_it(tmp_path: Path) -> None:
+    run = runpy.run_path(str(EXAMPLES / "wired_chip.py"))["gateway"]
+    geometry = find_target("stm32f4").geometry
+    assert geometry
+    chip = SimulatedGdbStub(NorSimulator(geometry), running=True)
+    chip.flash.poke(0, b"what it came with")
+    port = _free_port()
+    remote = Remote(f"http://127.0.0.1:{port}")
+    async with network_port(chip) as probe, anyio.create_task_group() as tasks:
+        tasks.start_soon(run, f"gdb://127.0.0.1:{probe}", "stm32f4", tmp_path, port)
+        status = await _until(remote, lambda now: now["state"] == "CONFIRMED")
+        assert chip.running
+        assert status["image"]["size"] == 20  # whole units
+        async for _ in remote.push(b"new firmware"):
+            pass
+        status = await _until(remote, lambda now: now["outcome"] == "committed")
+        assert status["image"]["size"] == 12
+        assert chip.flash.peek(0, 12) == b"new firmware"
+        assert chip.running
+        tasks.cancel_scope.cancel()
+
+
+async def _until(remote: Remote, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    while True:
+        with suppress(TransferError):  # not yet, or cut off by a reset
+            now = await remote.status()
+            if holds(now):
+                return now
+        await anyio.sleep(0.02)
 
 
 def test_the_custom_target_is_updated(tmp_path: Path) -> None:
