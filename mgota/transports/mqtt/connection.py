@@ -141,7 +141,7 @@ class Link:
             async for _ in self._client.messages:  # nothing comes this way, see `_Way`; it ends with the connection
                 pass
         except _mqtt().MqttError as exc:
-            raise TransferError(f"the connection to the broker broke: {_why(exc)}") from exc
+            raise TransferError("the connection to the broker broke") from exc  # aiomqtt does not know why
 
 
 def _no_watch(*_: Any) -> None:
