@@ -9,6 +9,7 @@ import pytest
 import zstandard
 from anyio.from_thread import start_blocking_portal
 from fake_device import FakeDevice
+from site_server import Site, response
 from terminal import Terminal
 
 from mgota.cli.packing import outgoing
@@ -85,8 +86,30 @@ def test_a_device_that_does_not_unpack_gets_nothing(
     (tmp_path / "fw.zst").write_bytes(zstandard.compress(IMAGE))
     monkeypatch.setattr(unpack, "find_spec", lambda name: None)
     line = mgota("push", tmp_path / "fw.zst", device.url).line
-    assert "does not unpack zstd: push the image as it is" in line
+    assert "does not say that it unpacks zstd: push the image unpacked" in line
     assert not device.fake.flash.opened
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (404, b"", "does not say that it unpacks gzip"),
+        (200, b"[]", "does not say that it unpacks gzip"),
+        (200, b'{"packings": "gzip"}', "does not say that it unpacks gzip"),
+        (200, b"no JSON", "does not speak JSON"),
+        (401, b"", "401"),
+    ],
+)
+def test_somebody_elses_device_gets_nothing(
+    mgota: Terminal, tmp_path: Path, status: int, body: bytes, words: str
+) -> None:
+    (tmp_path / "fw").write_bytes(IMAGE)
+    site = Site()
+    site.quirk = lambda request, number: response(status, body, connection="close")
+    site.keep_alive = False
+    with site.in_thread() as url:
+        assert words in mgota("push", tmp_path / "fw", url, "--compress", "gzip").line
+    assert [request.path for request in site.requests] == ["/api/ota/status"]
 
 
 def test_a_broker_gets_no_packed_image(mgota: Terminal, tmp_path: Path) -> None:

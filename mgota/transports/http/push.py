@@ -32,6 +32,9 @@ PIECE: Final = 256 * 1024
 LEAVE: Final = 1.0
 """Seconds to wait for `100 Continue`: curl's."""
 
+_NO_STATUS: Final = frozenset({404, 405, 501})
+# What a device of somebody else's says, which has no such route.
+
 
 def push(
     image: Image | Packed,
@@ -120,9 +123,14 @@ class Remote:
             raise TransferError(f"the device said ok after {sent} of {size} bytes: it is no OTA device")
 
     async def _check_packing(self, image: Packed) -> None:
-        known = (await self.status()).get("packings")
+        answer = await self._answered("GET", self._place.prefix + "/status")
+        found: object = None
+        if answer.status not in _NO_STATUS:
+            answer.check()
+            found = answer.json()
+        known = cast(dict[str, object], found).get("packings") if isinstance(found, dict) else None
         if not isinstance(known, list) or image.packing not in known:
-            raise ConfigError(f"this device does not unpack {image.packing}: push the image as it is")
+            raise ConfigError(f"this device does not say that it unpacks {image.packing}: push the image unpacked")
 
     async def status(self) -> dict[str, Any]:
         """What the device is at: the JSON object of its status.
@@ -172,13 +180,16 @@ class Remote:
         await self._ask("POST", self._place.prefix + "/rollback", sha256)
 
     async def _ask(self, method: str, target: str, sha256: str | None = None) -> Answer:
+        answer = await self._answered(method, target, sha256)
+        answer.check()
+        return answer
+
+    async def _answered(self, method: str, target: str, sha256: str | None = None) -> Answer:
         bound = [(b"X-MGOTA-Image", sha256.encode())] if sha256 else []
         async with connected(self._place, self._context, self._timeout) as stream:
             client = Client(stream, self._timeout)
             await client.begin(self._request(method, target, *bound))
-            answer = await client.end(self._timeout)
-        answer.check()
-        return answer
+            return await client.end(self._timeout)
 
     def _request(self, method: str, target: str, *more: tuple[bytes, bytes], body: int = 0) -> h11.Request:
         headers = [(b"Host", self._place.authority.encode()), (b"Connection", b"close"), *self._headers, *more]
