@@ -30,6 +30,7 @@ APT::Architectures "{arch}";
 APT::Install-Recommends "false";
 APT::Sandbox::User "";
 Acquire::Languages "none";
+Acquire::Retries "3";
 Dir::State "{here}/state";
 Dir::State::status "{here}/state/status";
 Dir::Cache "{here}/cache";
@@ -170,17 +171,20 @@ def tree(arch: str, names: Sequence[str]) -> Path:
     return product(f"tree-{arch}", (list(names), UNWANTED), make)
 
 
+def _unpack(arch: str, name: str, here: Path) -> None:
+    """One package, without what it needs."""
+    with TemporaryDirectory(dir=root()) as debs, _locked(f"apt-{arch}"):
+        run("sh", "-c", 'cd "$0" && apt-get download -qq "$1"', debs, name, env=apt(arch))
+        run("dpkg", "-x", next(Path(debs).glob("*.deb")), here)
+
+
 @cache
 def kernel(arch: str, flavour: str) -> Kernel:
     """Debian's kernel of a flavour, such as "arm64": the newest of its release when it was fetched."""
 
     def make(here: Path) -> None:
-        env = apt(arch)
-        depends = run("apt-cache", "depends", f"linux-image-{flavour}", env=env)
-        name = next(line.split()[1] for line in depends.splitlines() if "Depends: linux-image-" in line)
-        with TemporaryDirectory(dir=root()) as debs, _locked(f"apt-{arch}"):
-            run("sh", "-c", 'cd "$0" && apt-get download -qq "$1"', debs, name, env=env)  # without what it needs
-            run("dpkg", "-x", next(Path(debs).glob("*.deb")), here)
+        depends = run("apt-cache", "depends", f"linux-image-{flavour}", env=apt(arch))
+        _unpack(arch, next(line.split()[1] for line in depends.splitlines() if "Depends: linux-image-" in line), here)
 
     here = product(f"kernel-{flavour}", (arch, flavour), make)
     return Kernel(next(here.glob("boot/vmlinuz-*")), next(here.glob("lib/modules/*")))
@@ -250,6 +254,25 @@ def file_system(
         "mkfs.ext4", "-q", "-b", "4096", "-m", "0", "-O", features, "-E", "root_owner=0:0,lazy_itable_init=0",
         "-d", content, path, str(blocks),
     )  # fmt: skip
+
+
+@cache
+def grub(modules: tuple[str, ...], early: str) -> Path:
+    """GRUB as a program for EFI on arm64, which U-Boot is, too.
+
+    Args:
+        modules: of GRUB, built in.
+        early: the script that it begins with.
+    """
+
+    def make(draft: Path) -> None:
+        here = product("grub-arm64", "grub-efi-arm64-bin", lambda place: _unpack("arm64", "grub-efi-arm64-bin", place))
+        with TemporaryDirectory(dir=root()) as work:
+            (Path(work) / "early.cfg").write_text(early)
+            target = ("-O", "arm64-efi", "-d", str(here / "usr/lib/grub/arm64-efi"), "-p", "/grub")
+            run("grub-mkimage", *target, "-c", Path(work) / "early.cfg", "-o", draft, *modules)
+
+    return product("grub-arm64.efi", (modules, early), make)
 
 
 def uboot(board: str = "qemu_arm64") -> Path:

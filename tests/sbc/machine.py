@@ -10,7 +10,6 @@ Rules:
 """
 
 import json
-import os
 import re
 import socket
 import subprocess
@@ -88,9 +87,7 @@ class Board:
         self._qmp: Qmp | None = None
         self._seen = 0
         self._start = time.monotonic()
-        for name, data in (("uboot.img", artefacts.uboot().read_bytes()), ("uboot-env.img", uboot.own_environment())):
-            (place / name).write_bytes(data)
-            os.truncate(place / name, 64 * MIB)
+        uboot.write_flash(place, uboot.own_environment())
         (place / "fw_env.config").write_text(uboot.config(self.disk))
 
     @classmethod
@@ -189,16 +186,12 @@ class Board:
         def drive(name: str, path: Path, options: str = "") -> list[str]:
             return ["-drive", f"if=none,id={name},format=raw,file={path}{options}"]
 
-        def flash(unit: int, path: Path) -> list[str]:
-            return ["-drive", f"if=pflash,unit={unit},format=raw,readonly=on,file={path}"]
-
         return [
             *DIES_WITH_US,
             *("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-m", "512", "-accel", "tcg"),
             *("-display", "none", *CONSOLE, "-monitor", "none", "-nodefaults"),
             *("-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control"),
-            *flash(0, self.place / "uboot.img"),
-            *flash(1, self.place / "uboot-env.img"),
+            *uboot.flash_drives(self.place),
             *drive("emmc", self.disk),
             *drive("usr", artefacts.distribution_image("arm64"), ",readonly=on"),
             *("-device", "virtio-net-pci,netdev=net,addr=3,romfile="),
@@ -319,7 +312,7 @@ class Board:
         """Of the application."""
         return f"http://127.0.0.1:{self.port}"
 
-    def ask(self, path: str, data: bytes | None = None, *, timeout: float = 5.0) -> tuple[int, str]:
+    def ask(self, path: str, data: bytes | None = None, *, timeout: float = PATIENCE) -> tuple[int, str]:
         """Status and body of an answer; GET, or POST where there is data."""
         request = urllib.request.Request(self.url + path, data=data)
         try:

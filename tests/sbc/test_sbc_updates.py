@@ -123,12 +123,11 @@ def test_a_corrupt_image_is_refused(board: Board, system: System) -> None:
 
 def test_a_version_that_nobody_commits_is_rolled_back_and_takes_no_update_before(board: Board, system: System) -> None:
     with board.powered():
-        assert board.push(system.firmware("2.0", commit=False, window=20).path).returncode == 0
+        assert board.push(system.firmware("2.0", commit=False, window=12).path).returncode == 0
         board.wait_for("version 2.0 in slot b: trial")
         board.wait_for("board: serves")
-        refused = board.push(system.firmware("3.0").path)
-        assert refused.returncode != 0
-        assert "trial" in refused.stderr
+        status, said = board.ask("/api/ota/update", b"3.0")  # `mgota push` may take too long to start
+        assert (status, "trial" in said) == (409, True)
         stays_at_the_old_version(board, system, "it was not committed")
         assert board.boots() == ["B", "B", "A"]
 
@@ -137,7 +136,7 @@ def test_a_version_whose_network_never_comes_up_is_rolled_back_and_the_record_sa
     board: Board, system: System
 ) -> None:
     with board.powered():
-        assert board.push(system.firmware("2.0", network=False, window=15).path).returncode == 0
+        assert board.push(system.firmware("2.0", network=False, window=8).path).returncode == 0
         board.wait_for("version 2.0 in slot b: trial")
         stays_at_the_old_version(board, system, "health check network")
         assert board.boots() == ["B", "B", "A"]

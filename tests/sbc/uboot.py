@@ -13,10 +13,12 @@ Before it starts a kernel, U-Boot arms the board's watchdog. It has no driver fo
 set by hand (Intel 6300ESB I/O Controller Hub datasheet, "Watchdog Timer").
 """
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import artefacts
 from disk import MIB, SECTOR
 
 from mgota.core.ubootenv import Environment, encode_copy
@@ -42,16 +44,39 @@ FILL = {
 }
 
 
-def own_environment() -> bytes:
-    """The flash memory of U-Boot's own environment, with the scripts."""
+def own_environment(entries: Sequence[str] = ()) -> bytes:
+    """The flash memory of U-Boot's own environment.
+
+    Args:
+        entries: its variables; none are those of the board with two slots, with its scripts.
+    """
+    return encode_copy(Environment(tuple(entry.encode() for entry in entries or _scripts()), 0xFF), OWN_SIZE)
+
+
+def _scripts() -> list[str]:
     entries: list[str] = []
     for line in BOOT_ENV.read_text().splitlines():
         if line.startswith(" "):
             entries[-1] += line.strip() + "\n"
         elif line and not line.startswith("#"):
             entries.append(line)
-    filled = (re.sub(r"@(\w+)@", lambda match: f"{FILL[match[1]]:x}", entry) for entry in entries)
-    return encode_copy(Environment(tuple(entry.encode() for entry in filled), 0xFF), OWN_SIZE)
+    return [re.sub(r"@(\w+)@", lambda match: f"{FILL[match[1]]:x}", entry) for entry in entries]
+
+
+def write_flash(place: Path, environment: bytes) -> None:
+    """The two flash memories of a board: U-Boot, and its own environment."""
+    for name, data in (("uboot.img", artefacts.uboot().read_bytes()), ("uboot-env.img", environment)):
+        (place / name).write_bytes(data)
+        os.truncate(place / name, 64 * MIB)
+
+
+def flash_drives(place: Path) -> list[str]:
+    """QEMU's arguments for them."""
+    return [
+        argument
+        for unit, name in enumerate(("uboot.img", "uboot-env.img"))
+        for argument in ("-drive", f"if=pflash,unit={unit},format=raw,readonly=on,file={place / name}")
+    ]
 
 
 def shared_environment(variables: Mapping[str, str], *, flags: int) -> bytes:
