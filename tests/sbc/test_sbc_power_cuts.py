@@ -8,7 +8,7 @@ the update goes on by itself; a cut on the trial uses the trial up; a commit tha
 import hashlib
 
 import pytest
-from images import System
+from images import Firmware, System
 from machine import Board
 
 from mgota.core.geometry import Slot
@@ -51,7 +51,18 @@ CUTS = (
 
 @pytest.mark.parametrize(("halt", "runs"), CUTS, ids=[halt for halt, _ in CUTS])
 def test_a_power_cut_leaves_one_whole_version(board: Board, system: System, halt: str, runs: str) -> None:
-    one, two = system.firmware("1.0"), system.firmware("2.0")
+    cut_and_look(board, system, system.firmware("2.0"), halt, runs)
+
+
+@pytest.mark.parametrize("halt", ["2.0: before selecting a", "2.0: after selecting a"])
+def test_a_power_cut_on_the_way_back_leaves_the_old_version(board: Board, system: System, halt: str) -> None:
+    cut_and_look(board, system, system.firmware("2.0", crash="trial"), halt, "1.0")
+    assert board.record().outcome == "rolled_back"
+
+
+def cut_and_look(board: Board, system: System, two: Firmware, halt: str, runs: str) -> None:
+    """Update a board, cut its power where it halts, and ask what it is when it is switched on again."""
+    one = system.firmware("1.0")
     with board.powered(halt=halt), board.pushing(two.path):
         board.wait_for(rf"board: (halted at )?{halt}")
     with board.powered() as version:
