@@ -148,6 +148,8 @@ class Programmer:
 
     async def has(self, area: Area, image: Source) -> bool:
         """Whether the area holds all of an image. The first difference is enough."""
+        if image.size > area.length:
+            return False
         for piece in pieces(self.link.geometry, area, image.size):
             if not await self.holds(piece.sector.start, await image.read(piece.start, piece.length)):
                 return False

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from mgota.core.esp_table import TABLE_OFFSET
-from mgota.core.geometry import Area, Slot
+from mgota.core.geometry import Slot
 from mgota.errors import ConfigError, FlashError
 from mgota.flash.links.link import Connect
 from mgota.flash.targets.esp32 import EspFlash, read_table
@@ -104,8 +104,7 @@ class EspSession:
         return True
 
     async def _has(self, slot: Slot, image: Source) -> bool:
-        area: Area = self._flash.area(slot)
-        return image.size <= area.length and await self._worker.has(area, image)
+        return await self._worker.has(self._flash.area(slot), image)
 
     async def _selected(self) -> Slot | None:
         """The slot that runs, or None if a factory app does, or another slot."""

@@ -273,6 +273,19 @@ async def test_without_its_note_and_with_two_other_images_nobody_guesses() -> No
     assert gateway.chip.runs
 
 
+async def test_a_file_that_begins_as_the_chip_and_is_longer_is_another_image() -> None:
+    gateway = Gateway()
+    gateway.chip.flash.poke(0, firmware("1", 2048))
+    async with PlainChip(gateway.chip.connect, CHIP, 1024).session() as session:
+        await session.read(0, 8)
+
+        async def read(offset: int, size: int) -> bytes:
+            return gateway.chip.flash.peek(1024 + offset, min(size, 1024 - offset))
+
+        assert await session.holds(Source(1024, read))
+        assert not await session.holds(Source(1025, read))
+
+
 async def test_a_blank_chip_waits_for_its_first_image() -> None:
     gateway = Gateway()
     assert await gateway.boot() is Verdict.RUN

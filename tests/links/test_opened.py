@@ -146,6 +146,12 @@ async def test_a_line_is_heard_until_it_is_forgotten() -> None:
         console.forget()
         assert not await console.heard("boot")
         assert not await console.heard("ready")
+        await chip.print(b"half a li")
+        await hears(console, "half a li")
+        console.forget()
+        await chip.print(b"ne\n")
+        await hears(console, "ne")
+        assert not await console.heard("half")
         await chip.print(b"x" * (LONGEST + 1))
         await hears(console, "x" * 100)
         await chip.print(b"line\n" * LINES + b"end")
@@ -155,6 +161,7 @@ async def test_a_line_is_heard_until_it_is_forgotten() -> None:
 
 async def test_a_console_that_breaks_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mgota.flash.links.console.PATIENCE", 0.01)
+    monkeypatch.setattr("mgota.flash.links.console.QUIET", 0.01)
     async with printer() as (chip, console):
         await chip.print(b"one\n")
         await hears(console, "one")

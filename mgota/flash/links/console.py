@@ -26,6 +26,9 @@ LINES = 1000
 LONGEST = 4096
 """Bytes after which a line ends, whatever comes."""
 
+QUIET = 60.0
+"""Seconds of one wait for something; another one follows."""
+
 PATIENCE = 1.0
 """Seconds before a wire that broke is opened again."""
 
@@ -65,10 +68,10 @@ class Console:
 
     async def _hear(self, wire: StreamWire | SerialWire) -> None:
         try:
-            self._rest += await wire.receive(60.0)
+            data = await wire.receive(QUIET)
         except NoAnswerError:
             return  # it has nothing to say
-        *lines, self._rest = self._rest.split(b"\n")
+        *lines, self._rest = (self._rest + data).split(b"\n")  # what is left now: it may have been forgotten meanwhile
         if len(self._rest) > LONGEST:
             lines, self._rest = [*lines, self._rest], b""
         self._lines.extend(line.decode("utf-8", "replace") for line in lines)
