@@ -91,28 +91,41 @@ async def polled(device: Device, url: str, directory: Path) -> AsyncGenerator[No
         tasks.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def connected(device: Device, broker: str, reached: list[Device]) -> AsyncGenerator[None]:
+    """Over MQTT. What is asked of a device that has not subscribed yet is lost: nobody is told that it is reached."""
+    async with serve_mqtt(device, Broker.from_url(broker)) as served:
+        while not served.connected:
+            await anyio.sleep(0.005)
+        reached.append(device)
+        try:
+            yield
+        finally:
+            reached.clear()
+
+
 @pytest.mark.program("mosquitto")
 async def test_pull_and_mqtt_bring_images_to_a_wired_chip(mosquitto: Mosquitto, tmp_path: Path) -> None:
     shop, site = Shop.open(tmp_path), Site()
     one, two, three = (shop.image(f"{version}.0.0", 5_000).read_bytes() for version in (1, 2, 3))
     bench = Bench(tmp_path, verifier=Verifier(keys=[shop.key.public]))
     await provision(bench.device, pieces(one), size=len(one))
-    broker = f"{mosquitto.url}/site/wired"
+    broker, reached = f"{mosquitto.url}/site/wired", list[Device]()
     with site.in_thread() as url:
         site.publish(two, "2.0.0", key=shop.key)
         ways = together([
-            partial(serve_mqtt, broker=Broker.from_url(broker)),
+            partial(connected, broker=broker, reached=reached),
             partial(polled, url=f"{url}{METADATA}", directory=tmp_path),
         ])  # fmt: skip
         async with on(bench, ways):
             remote = MqttRemote(broker)
-            await bench.until(lambda now: now.state == "FAILED" and now.active_slot == "b")
+            await bench.until(lambda now: reached and now.state == "FAILED" and now.active_slot == "b")
             assert bench.holds(two)  # it found that by itself
             await remote.commit()
-            await bench.until(lambda now: now.state == "CONFIRMED" and now.active_slot == "b")
+            await bench.until(lambda now: reached and now.state == "CONFIRMED" and now.active_slot == "b")
             async for _ in remote.push(three):
                 pass
-            await bench.until(lambda now: now.state == "FAILED" and now.active_slot == "a")
+            await bench.until(lambda now: reached and now.state == "FAILED" and now.active_slot == "a")
             assert bench.holds(three)
             await remote.rollback()
             await bench.until(lambda now: now.state == "CONFIRMED" and now.active_slot == "b")
