@@ -6,7 +6,7 @@ prints is the health check. A good one is committed because it prints, a bad one
 
 import socket
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +20,7 @@ from qemu_board import board, firmware
 from mgota.cli.virtual_device import power_on
 from mgota.cli.wired import Health, wired_chip
 from mgota.core.link_url import parse_link
-from mgota.errors import TransferError
+from mgota.errors import BusyError, TransferError
 from mgota.flash.targets.table import find_target
 from mgota.transports.http import serve
 from mgota.transports.http.push import Remote
@@ -76,8 +76,12 @@ async def until(remote: Remote, holds: Callable[[dict[str, Any]], bool]) -> dict
 
 
 async def sent(remote: Remote, image: bytes) -> None:
-    async for _ in remote.push(BytesIO(image)):
-        pass
+    while True:
+        with suppress(BusyError):  # the commit before it has just been stored, and is not over
+            async for _ in remote.push(BytesIO(image)):
+                pass
+            return
+        await anyio.sleep(0.05)
 
 
 async def test_over_http_the_new_firmware_prints_and_a_bad_one_is_rolled_back(tmp_path: Path) -> None:
@@ -102,12 +106,12 @@ async def test_over_http_the_new_firmware_prints_and_a_bad_one_is_rolled_back(tm
                 )  # it was copied
 
                 await sent(remote, new)
-                now = await until(remote, lambda now: now["outcome"] is not None and now["state"] == "CONFIRMED")
+                now = await until(remote, lambda now: now["outcome"] is not None and now["trial"] is None)
                 assert (now["active_slot"], now["outcome"]) == ("b", "committed")
                 assert b"new firmware is well\n" in uart.printed
 
                 await sent(remote, bad)
-                now = await until(remote, lambda now: now["outcome"] == "rolled_back" and now["state"] == "CONFIRMED")
+                now = await until(remote, lambda now: now["outcome"] == "rolled_back" and now["trial"] is None)
                 assert now["active_slot"] == "b"
                 assert "line" in now["reason"]
                 assert b"a bad one\n" in uart.printed

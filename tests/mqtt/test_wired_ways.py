@@ -1,7 +1,7 @@
 """A chip that is wired to the gateway, by every way in which a device is reached; and one that goes away meanwhile."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from mgota.cli.wired import Health
 from mgota.core.geometry import Geometry, Region
 from mgota.core.held import MAX_NOTE
 from mgota.core.image import Verifier
-from mgota.errors import FlashError, LinkError, OtaError, TransferError
+from mgota.errors import BusyError, FlashError, LinkError, OtaError, TransferError
 from mgota.flash.files import DurableFile, FileLock
 from mgota.flash.held import HeldFlash
 from mgota.flash.virtual import VirtualReset, VirtualWatchdog
@@ -46,6 +46,7 @@ class Bench:
     def __init__(self, directory: Path, **options: Any) -> None:
         self.chip = Summing(NorSimulator(CHIP), CHIP)
         self.directory = directory
+        self.served: Device | None = None
         slots, reset, watchdog = FileSlots(directory / "slots"), VirtualReset(), VirtualWatchdog()
         flash = HeldFlash(slots, PlainChip(self.chip.connect, CHIP), DurableFile(directory / "held", MAX_NOTE))
         state = FileState(directory / "state")
@@ -65,6 +66,18 @@ class Bench:
                 except OtaError:
                     pass
                 await anyio.sleep(0.01)
+
+    @asynccontextmanager
+    async def unreached(self, device: Device) -> AsyncGenerator[None]:
+        """Nobody serves it: the test does what a transport would."""
+        self.served = device
+        yield
+
+    async def send(self, image: bytes) -> None:
+        assert self.served
+        async with OtaSession(self.served, size=len(image)) as ota:
+            await ota.write(image)
+            await ota.activate(await ota.seal())
 
     def holds(self, image: bytes) -> bool:
         return self.chip.runs and self.chip.flash.peek(0, len(image)) == image
@@ -104,6 +117,15 @@ async def connected(device: Device, broker: str, reached: list[Device]) -> Async
             reached.clear()
 
 
+async def pushed(remote: MqttRemote, image: bytes) -> None:
+    while True:
+        with suppress(BusyError):  # the commit before it has just been stored, and is not over
+            async for _ in remote.push(image):
+                pass
+            return
+        await anyio.sleep(0.02)
+
+
 @pytest.mark.program("mosquitto")
 async def test_pull_and_mqtt_bring_images_to_a_wired_chip(mosquitto: Mosquitto, tmp_path: Path) -> None:
     shop, site = Shop.open(tmp_path), Site()
@@ -119,34 +141,19 @@ async def test_pull_and_mqtt_bring_images_to_a_wired_chip(mosquitto: Mosquitto, 
         ])  # fmt: skip
         async with on(bench, ways):
             remote = MqttRemote(broker)
-            await bench.until(lambda now: reached and now.state == "FAILED" and now.active_slot == "b")
+            await bench.until(lambda now: bool(reached) and now.state == "FAILED" and now.active_slot == "b")
             assert bench.holds(two)  # it found that by itself
             await remote.commit()
-            await bench.until(lambda now: reached and now.state == "CONFIRMED" and now.active_slot == "b")
-            async for _ in remote.push(three):
-                pass
-            await bench.until(lambda now: reached and now.state == "FAILED" and now.active_slot == "a")
+            await bench.until(lambda now: bool(reached) and now.state == "CONFIRMED" and now.active_slot == "b")
+            await pushed(remote, three)
+            await bench.until(lambda now: bool(reached) and now.state == "FAILED" and now.active_slot == "a")
             assert bench.holds(three)
             await remote.rollback()
             await bench.until(lambda now: now.state == "CONFIRMED" and now.active_slot == "b")
             assert bench.holds(two)
 
 
-@asynccontextmanager
-async def unreached(device: Device) -> AsyncGenerator[None]:
-    """Nobody serves it: the test does what a transport would."""
-    unreached_devices.append(device)
-    yield
-
-
-unreached_devices = list[Device]()
 OLD, NEW = b"old" * 1000, b"new" * 1000
-
-
-async def send(image: bytes) -> None:
-    async with OtaSession(unreached_devices[-1], size=len(image)) as ota:
-        await ota.write(image)
-        await ota.activate(await ota.seal())
 
 
 async def test_a_chip_that_is_away_at_a_later_boot_is_waited_for(
@@ -154,7 +161,6 @@ async def test_a_chip_that_is_away_at_a_later_boot_is_waited_for(
 ) -> None:
     bench = Bench(tmp_path)
     await provision(bench.device, pieces(OLD), size=len(OLD))
-    unreached_devices.clear()
     away = 0
 
     def fault(what: str, offset: int) -> None:
@@ -164,11 +170,11 @@ async def test_a_chip_that_is_away_at_a_later_boot_is_waited_for(
             raise LinkError("the chip has no power")
 
     bench.chip.fault = fault
-    async with on(bench, unreached):
-        await bench.until(lambda _: bench.holds(OLD) and bool(unreached_devices))
+    async with on(bench, bench.unreached):
+        await bench.until(lambda _: bench.holds(OLD) and bench.served is not None)
         away = 10
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(send, NEW)
+            tasks.start_soon(bench.send, NEW)
             await bench.until(lambda now: now.state == "FAILED" and now.active_slot == "b")
             tasks.cancel_scope.cancel()
         assert away == 0
@@ -186,10 +192,10 @@ async def test_a_chip_that_is_away_at_the_first_boot_or_takes_nothing_ends_it(tm
 
     bench.chip.fault, failing = fault, "enter"
     with pytest.raises(LinkError, match="it has no power"):
-        await power_on(bench.machine, unreached, lambda: None)
+        await power_on(bench.machine, bench.unreached, lambda: None)
     failing = "erase"
     with pytest.raises(FlashError, match="it does not"):
-        await power_on(bench.machine, unreached, lambda: None)
+        await power_on(bench.machine, bench.unreached, lambda: None)
 
 
 async def test_a_url_that_answers_commits(tmp_path: Path) -> None:
@@ -199,10 +205,10 @@ async def test_a_url_that_answers_commits(tmp_path: Path) -> None:
     async with serve_http(other.device, port=0) as server:
         bench.machine = Health(url=f"{server.url}/api/ota/status").watching(bench.machine)
         (check,) = bench.machine.checks
-        async with on(bench, unreached):
-            await bench.until(lambda _: bench.holds(OLD))
+        async with on(bench, bench.unreached):
+            await bench.until(lambda _: bench.holds(OLD) and bench.served is not None)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(send, NEW)
+                tasks.start_soon(bench.send, NEW)
                 await bench.until(lambda now: now.active_slot == "b" and now.state == "CONFIRMED")
                 tasks.cancel_scope.cancel()
             assert bench.holds(NEW)
