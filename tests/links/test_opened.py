@@ -175,7 +175,7 @@ async def test_a_console_that_breaks_is_opened_again(monkeypatch: pytest.MonkeyP
 
 SMALL: Geometry = uniform(512, 128, program_unit=4)
 SERIAL_FLASH: Geometry = uniform(512, 128)
-STRIDES = {"gdb": 13, "stm32": 5, "esp": 13}
+STRIDES = {"gdb": 29, "stm32": 11, "esp": 29}
 """Bytes between two cuts; the tests of each link cut at every one."""
 
 OLD, NEW = firmware("1", 200), firmware("2", 150)

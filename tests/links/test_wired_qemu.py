@@ -92,7 +92,7 @@ async def test_over_http_the_new_firmware_prints_and_a_bad_one_is_rolled_back(tm
         async with await machine.connect():
             pass  # QEMU is up
         health = Health(line="is well", console=parse_link(f"tcp://127.0.0.1:{uart.console}"))
-        device = health.watching(wired_chip(target, link, tmp_path / "slots", tmp_path / "state", window=2.5))
+        device = health.watching(wired_chip(target, link, tmp_path / "slots", tmp_path / "state", window=5.0))
         listener = socket.create_server(("127.0.0.1", 0))
         remote = Remote(f"http://127.0.0.1:{listener.getsockname()[1]}")
         with listener:
