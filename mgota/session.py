@@ -18,7 +18,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import anyio
 import anyio.to_thread
@@ -295,14 +295,14 @@ class OtaSession:
         if record:
             self.device.live.ended = (outcome, reason, record.revision)
 
-    def _known_by_now(self) -> dict[str, str | None]:
+    def _known_by_now(self) -> dict[str, Any]:
         """What is remembered of a failed firmware in its new image: the next offer of it is not downloaded."""
         if self._sealed is None:  # pragma: no cover  who raises it has sealed
             return {}
         image, manifest = self._sealed.image, self.manifest
-        return failure_of(replace(image, version=manifest.version) if manifest else image)
+        return failure_of(self._before, replace(image, version=manifest.version) if manifest else image)
 
-    async def _forget_refusal(self, reason: str, known: dict[str, str | None]) -> BootRecord | None:
+    async def _forget_refusal(self, reason: str, known: dict[str, Any]) -> BootRecord | None:
         # The record says "interrupted" since begin. A refusal is no fault of the device: what it said before stands.
         record, _ = await self.device.load()
         if record:

@@ -13,10 +13,11 @@ Each decision is a list of steps; whoever executes them may be cut off after any
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from mgota.core.floor import below_floor, effective_floor, raised
 from mgota.core.geometry import Slot
-from mgota.core.record import MAX_TEXT, BootRecord, Outcome, SlotImage, State
+from mgota.core.record import KNOWN_BY, MAX_EARLIER, MAX_TEXT, BootRecord, Outcome, SlotImage, State
 from mgota.errors import RollbackRefusedError, TrialRunningError, UnknownStateError
 
 MAX_SWAPS = 3
@@ -243,18 +244,25 @@ def _steps(action: Action, record: BootRecord, running: Slot, facts: Facts) -> t
 
 def _settle(record: BootRecord, running: Slot, outcome: Outcome, reason: str) -> tuple[tuple[Step, ...], Verdict]:
     failed = record.image(record.trial) if record.trial else None
-    settled = record.next(**_SETTLED, outcome=outcome, reason=reason[:MAX_TEXT], **failure_of(failed))
+    settled = record.next(**_SETTLED, outcome=outcome, reason=reason[:MAX_TEXT], **failure_of(record, failed))
     return (Select(running), Store(settled)), Verdict.RUN
 
 
-def failure_of(image: SlotImage | None) -> dict[str, str | None]:
-    """What is remembered of an image that was rolled back, so that it is not installed again and again."""
+def failure_of(record: BootRecord, image: SlotImage | None) -> dict[str, Any]:
+    """What is remembered of an image that was rolled back, so that it is not installed again and again.
+
+    Of those before it only a few digits: servers that disagree would else have two bad ones tried in turn, for ever.
+    """
     if image is None:
         return {}
+    last = (record.failed_sha256[:KNOWN_BY],) if record.failed_sha256 else ()
+    earlier = (*last, *(record.failed_earlier or ()))
+    earlier = tuple(known for known in earlier if known != image.sha256[:KNOWN_BY])[:MAX_EARLIER]
     return {
         "failed_sha256": image.sha256,
         "failed_image_sha256": image.image_sha256,
         "failed_version": image.version,
+        "failed_earlier": earlier or None,
     }
 
 
@@ -379,7 +387,7 @@ def rollback_steps(record: BootRecord, running: Slot, *, whole: bool, floor: str
     else:
         if why := below_floor(back.version, effective_floor(record.floor, floor)):
             raise RollbackRefusedError(f"the previous image stays where it is: {why}")
-        leaving = record.next(outcome=Outcome.ROLLED_BACK, reason=OPERATOR, **failure_of(record.image(running)))
+        leaving = record.next(outcome=Outcome.ROLLED_BACK, reason=OPERATOR, **failure_of(record, record.image(running)))
     return Store(leaving), Select(running.other), Reset()
 
 

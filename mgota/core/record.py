@@ -24,9 +24,15 @@ from mgota.errors import StateError
 
 E = TypeVar("E", bound=StrEnum)
 
+_BEGINNING = re.compile("[0-9a-f]{16}")
+
 MAGIC = b"mgota-state 1 "
 MAX_RECORD = 16384
 MAX_TEXT = 500
+MAX_EARLIER = 4
+"""Firmwares that are remembered as rolled back, besides the last one."""
+KNOWN_BY = 16
+"""Hex digits of a digest that tell one of those: a record has little room, and chance only keeps a poll away."""
 
 
 class State(StrEnum):
@@ -96,6 +102,7 @@ class BootRecord:
         floor: the lowest version that may be installed.
         failed_image_sha256: hex digest of that firmware with its trailer; None if it had none.
         failed_version: its version, if it is known.
+        failed_earlier: the first digits of the digests of those that were rolled back before it, newest first, or None.
         sequence: the lowest sequence of a signed manifest that may be installed.
         chain: the rotations of keys that were followed.
     """
@@ -115,6 +122,7 @@ class BootRecord:
     floor: str | None = None
     failed_image_sha256: str | None = None
     failed_version: str | None = None
+    failed_earlier: tuple[str, ...] | None = None
     sequence: int | None = None
     chain: KeyChain | None = None
 
@@ -123,12 +131,12 @@ class BootRecord:
         return self.a if slot is Slot.A else self.b
 
     def rolled_back(self, firmware: str) -> bool:
-        """Whether this is the firmware that was rolled back last, whoever signed it, and however often.
+        """Whether this firmware was rolled back, lately or as one of a few before, whoever signed it, however often.
 
         Args:
             firmware: its hex digest, without trailer.
         """
-        return firmware == self.failed_sha256
+        return firmware == self.failed_sha256 or firmware[:KNOWN_BY] in (self.failed_earlier or ())
 
     def next(self, **changes: Any) -> "BootRecord":
         """The record that follows this one."""
@@ -160,7 +168,7 @@ def encode_record(record: BootRecord) -> bytes:
     return data
 
 
-_SPARSE = frozenset({"image_sha256", "sequence", "failed_image_sha256", "failed_version", "chain"})
+_SPARSE = frozenset({"image_sha256", "sequence", "failed_image_sha256", "failed_version", "failed_earlier", "chain"})
 """Left out when they are None."""
 
 
@@ -212,6 +220,7 @@ def _record(found: Mapping[str, object]) -> BootRecord:
         floor=_text(found, "floor"),
         failed_image_sha256=_digest(found, "failed_image_sha256"),
         failed_version=_text(found, "failed_version"),
+        failed_earlier=_earlier(found.get("failed_earlier")),
         sequence=_count_or_none(found, "sequence"),
         chain=_chain(found.get("chain")),
     )
@@ -246,6 +255,16 @@ def _chain(found: object) -> KeyChain | None:
     if not chain.is_sound:
         raise StateError("the boot record has a wrong chain of keys")
     return chain
+
+
+def _earlier(found: object) -> tuple[str, ...] | None:
+    if found is None:
+        return None
+    members = cast(list[object], found) if isinstance(found, list) else []
+    known = tuple(member for member in members if isinstance(member, str) and _BEGINNING.fullmatch(member))
+    if len(known) != len(members) or not 1 <= len(known) <= MAX_EARLIER:
+        raise StateError("the boot record has wrong digests of what failed earlier")
+    return known
 
 
 def _texts(found: object) -> tuple[str, ...]:

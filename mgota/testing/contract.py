@@ -17,7 +17,7 @@ from random import Random
 from typing import TypeVar, cast
 
 from mgota.core.geometry import Area, Geometry, Sector, Slot
-from mgota.core.record import MAX_RECORD, MAX_TEXT, BootRecord, Outcome, SlotImage, State
+from mgota.core.record import KNOWN_BY, MAX_EARLIER, MAX_RECORD, MAX_TEXT, BootRecord, Outcome, SlotImage, State
 from mgota.errors import EraseError, OtaError, ProgramError, ReadError, StateError
 from mgota.ports import NorFlash, StateStore
 
@@ -228,6 +228,7 @@ LARGEST = BootRecord(
     floor="9" * 64,
     failed_image_sha256="f" * 64,
     failed_version="3" * 64,
+    failed_earlier=("7" * KNOWN_BY,) * MAX_EARLIER,
     sequence=2**40,
 )
 """As long as mgota makes one: a version has at most 64 characters, a reason 500. Rotations of keys that a device has

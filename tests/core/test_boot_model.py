@@ -71,7 +71,9 @@ Planned = Step | Write | Refuse | Activate | Stage | Run | Again
 
 def bare(record: BootRecord) -> BootRecord:
     """Without what no decision looks at: else every store makes a new state, and the exploration has no end."""
-    return replace(record, revision=0, outcome=None, reason=None, failed_sha256=None, failed_version=None)
+    return replace(
+        record, revision=0, outcome=None, reason=None, failed_sha256=None, failed_version=None, failed_earlier=None
+    )
 
 
 def plain(step: Step) -> Step:

@@ -30,6 +30,7 @@ from mgota.core.boot import (
     begin_steps,
     commit_steps,
     decide,
+    failure_of,
     finish_steps,
     forget_step,
     on_select_failure,
@@ -41,7 +42,7 @@ from mgota.core.boot import (
     with_reason,
 )
 from mgota.core.geometry import Slot
-from mgota.core.record import MAX_TEXT, BootRecord, Outcome, SlotImage, State
+from mgota.core.record import KNOWN_BY, MAX_EARLIER, MAX_TEXT, BootRecord, Outcome, SlotImage, State
 from mgota.errors import RollbackRefusedError, TrialRunningError, UnknownStateError
 
 A, B = Slot.A, Slot.B
@@ -56,6 +57,8 @@ NOTHING = Facts()
 
 def settled(record: BootRecord, outcome: Outcome, reason: str, failed: str | None) -> BootRecord:
     image_sha256, version = KNOWN.get(failed or "", (record.failed_image_sha256, record.failed_version))
+    before = record.failed_sha256
+    earlier = (before[:16],) if before and before != failed else record.failed_earlier
     return replace(
         record,
         revision=record.revision + 1,
@@ -69,6 +72,7 @@ def settled(record: BootRecord, outcome: Outcome, reason: str, failed: str | Non
         failed_sha256=failed,
         failed_image_sha256=image_sha256,
         failed_version=version,
+        failed_earlier=earlier,
     )
 
 
@@ -480,3 +484,16 @@ def test_provisioning_forgets_first_and_proves_last() -> None:
     assert forgotten == BootRecord(revision=8, a=OLD, floor="1")
     steps = provision_steps(forgotten, B, NEW)
     assert steps == (Select(B), Store(replace(forgotten, revision=9, b=replace(NEW, proven=True))))
+
+
+def test_what_failed_earlier_is_remembered_newest_first_and_not_without_end() -> None:
+    record, firmwares = BootRecord(), [f"{n:02x}" * 32 for n in range(MAX_EARLIER + 3)]
+    for sha256 in [*firmwares, firmwares[-2]]:  # one of them fails again
+        record = record.next(**failure_of(record, replace(NEW, sha256=sha256)))
+    *_, older, again, last = firmwares
+    assert record.failed_sha256 == again
+    assert record.failed_earlier is not None
+    assert record.failed_earlier[:2] == (last[:KNOWN_BY], older[:KNOWN_BY])
+    assert len(record.failed_earlier) == MAX_EARLIER
+    assert failure_of(record, None) == {}
+    assert not record.rolled_back(firmwares[0])

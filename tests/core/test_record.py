@@ -12,7 +12,9 @@ from hypothesis import given, strategies as st
 from mgota.core.geometry import Slot
 from mgota.core.keychain import MAX_CHAIN, MAX_KEYS, KeyChain
 from mgota.core.record import (
+    KNOWN_BY,
     MAGIC,
+    MAX_EARLIER,
     MAX_RECORD,
     MAX_TEXT,
     BootRecord,
@@ -44,6 +46,7 @@ RECORD = BootRecord(
     floor="1.0",
     failed_image_sha256="ee" * 32,
     failed_version="0.9",
+    failed_earlier=("0a" * 8, "0b" * 8),
     sequence=7,
     chain=CHAIN,
 )
@@ -51,6 +54,7 @@ RECORD = BootRecord(
 counts = st.integers(0, 1 << 62)
 texts = st.none() | st.text(max_size=60)
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
+earlier = st.lists(digests.map(lambda digest: digest[:KNOWN_BY]), min_size=1, max_size=MAX_EARLIER).map(tuple)
 images = st.none() | st.builds(
     SlotImage,
     size=counts,
@@ -95,6 +99,7 @@ def records(draw: st.DrawFn) -> BootRecord:
         floor=draw(texts),
         failed_image_sha256=draw(st.none() | digests),
         failed_version=draw(texts),
+        failed_earlier=draw(st.none() | earlier),
         sequence=draw(st.none() | counts),
         chain=draw(chains),
     )
@@ -219,6 +224,11 @@ WRONG: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
     ("no threshold", lambda f: f["chain"].update(threshold=0)),
     ("ids", lambda f: f["chain"].update(left=["F" * 16])),
     ("too many ids", lambda f: f["chain"].update(retired=["0" * 16] * (MAX_CHAIN + 1))),
+    ("no failed_earlier", lambda f: f.update(failed_earlier=[])),
+    ("too many failed_earlier", lambda f: f.update(failed_earlier=["ab" * 8] * (MAX_EARLIER + 1))),
+    ("long failed_earlier", lambda f: f.update(failed_earlier=["ab" * 8 + "c"])),
+    ("number in failed_earlier", lambda f: f.update(failed_earlier=["ab" * 8, 7])),
+    ("text for failed_earlier", lambda f: f.update(failed_earlier="ab" * 8)),
     ("short failed_sha256", lambda f: f.update(failed_sha256="ab")),
     ("upper-case digest", lambda f: f.update(failed_sha256="AB" * 32)),
     ("digest and a newline", lambda f: f.update(failed_sha256="ab" * 32 + "\n")),
@@ -294,6 +304,7 @@ def test_the_longest_record_that_an_update_makes_fits() -> None:
         floor="v" * 64,
         failed_image_sha256="b" * 64,
         failed_version="v" * 64,
+        failed_earlier=("c" * KNOWN_BY,) * MAX_EARLIER,
         sequence=1 << 62,
         chain=chain,
     )
@@ -357,3 +368,7 @@ def test_the_firmware_that_was_rolled_back_last_is_known_by_its_digest() -> None
     assert record.rolled_back("ab" * 32)
     assert not record.rolled_back("cd" * 32)
     assert not BootRecord().rolled_back("ab" * 32)
+    earlier = replace(record, failed_earlier=("ef" * 8,))
+    assert earlier.rolled_back("ab" * 32)
+    assert earlier.rolled_back("ef" * 32)
+    assert not earlier.rolled_back("cd" * 32)

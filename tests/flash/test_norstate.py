@@ -68,6 +68,7 @@ async def test_a_record_with_floor_and_rotated_keys_fits_sectors_of_4_kib() -> N
         failed_sha256="ab" * 32,
         failed_image_sha256="cd" * 32,
         failed_version="1.2.2",
+        failed_earlier=("ef" * 8,) * 4,
         floor="1.2.3",
         sequence=7,
         chain=keys,

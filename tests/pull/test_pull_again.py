@@ -106,6 +106,26 @@ async def test_a_firmware_that_failed_is_not_installed_in_another_image_unless_f
         assert one.record.state is State.TESTING
 
 
+async def test_two_firmwares_that_failed_are_not_tried_in_turn() -> None:
+    """Servers that disagree, or a publisher who goes back to what failed before."""
+    site, second = Site(), firmware("3", 1100)
+    async with failed(site) as (one, url):
+        site.publish(signed(second), "3", key=KEY)
+        assert await pulled(one, url) is None
+        await boot_check(one.boot())  # on trial
+        with pytest.raises(Restarted):
+            await boot_check(one.boot())
+        await boot_check(one.boot())
+        assert one.record.failed_sha256 == digest(second)
+        for downloads, image, version in [(1, FIRST, "2"), (1, FIRST, "2"), (2, signed(second), "3")]:
+            site.publish(image, version, key=KEY)
+            found = await pulled(one, url)
+            assert found
+            assert (found.installed, found.decision.reason) == (False, Reason.FAILED_BEFORE)
+            assert (one.record.state, one.flash.selected) == (State.CONFIRMED, Slot.A)
+            assert len(site.asked()) == 1 + downloads  # and the one that was tried
+
+
 async def test_without_a_digest_the_version_is_what_is_known_by_then() -> None:
     site = Site()
     async with failed(site) as (one, url):
