@@ -247,7 +247,7 @@ class OtaSession:
         try:
             self._sealed = await self.device.read_back(self._staging, self.size, crc=crc, manifest=manifest)
             if self._refuse_failed and self._before.rolled_back(self._sealed.sha256):
-                raise FailedBeforeError("already failed: this firmware was rolled back, and now comes in another image")
+                raise FailedBeforeError("already failed: this firmware was rolled back before")
         except OtaError:
             if self._marks:
                 await self._marks.forget()  # it would go on to the same end
