@@ -57,6 +57,22 @@ def checksum(name: str = CRC32) -> Checksum:
         raise ConfigError(f"no checksum is called {name!r}") from exc
 
 
+def checksum_function(name: str) -> Callable[[ReadableBuffer], int]:
+    """The checksum of one buffer: for a protocol, which sums up each of its packets. Its table is made once.
+
+    Args:
+        name: of one of crcmod's predefined ones.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    made = cast(Callable[[str], Callable[[ReadableBuffer], int]], getattr(crcmod.predefined, "mkPredefinedCrcFun"))  # noqa: B009  it has no types
+    try:
+        return made(name)
+    except KeyError as exc:
+        raise ConfigError(f"no checksum is called {name!r}") from exc
+
+
 class _Zlib:
     def __init__(self) -> None:
         self.value = 0

@@ -19,6 +19,7 @@ from mgota.flash.links.console import LINES, LONGEST, Console
 from mgota.flash.links.esp_rom import EspRom
 from mgota.flash.links.gdb_remote import GdbRemote
 from mgota.flash.links.link import Comparing, Connect, Link
+from mgota.flash.links.mboot import Mboot
 from mgota.flash.links.opened import connector, protocol_of
 from mgota.flash.links.stm32_rom import Stm32Rom
 from mgota.flash.links.wire import StreamWire, Wire, open_tcp
@@ -30,6 +31,7 @@ from mgota.testing.bench import CellState
 from mgota.testing.cuts import firmware
 from mgota.testing.esp_rom import SimulatedEspRom
 from mgota.testing.gdb_stub import SimulatedGdbStub
+from mgota.testing.mboot import SimulatedMboot
 from mgota.testing.stm32_rom import SimulatedStm32Rom
 from mgota.testing.wire import MemoryWire, SimulatedRom, network_port
 from mgota.trial import commit
@@ -44,6 +46,10 @@ pytestmark = pytest.mark.asyncio
         ("gdb://h:1?proto=gdb&reset=monitor", "rt1060", "gdb"),
         ("serial:///dev/x", "stm32h7_dual_core", "stm32"),
         ("tcp://h:1", "esp32", "esp"),
+        ("serial:///dev/x", "rt1020", "mboot"),
+        ("serial:///dev/x", "rt1170", "mboot"),
+        ("tcp://h:1", "mcxn947", "mboot"),
+        ("tcp://h:1", "rw612", "mboot"),
         ("tcp://h:1?proto=stm32", "ch32v307", "stm32"),
         ("tcp://h:1?proto=gdb&reset=init", "stm32f4", "gdb"),
     ],
@@ -67,7 +73,7 @@ async def test_what_cannot_be_spoken_is_told_before_a_wire_is_opened(link: str, 
         connector(parse_link(link), find_target(target))
 
 
-@pytest.mark.parametrize("name", ["stm32f4", "esp32", "gdb"])
+@pytest.mark.parametrize("name", ["stm32f4", "esp32", "gdb", "mcxn947", "rw612"])
 async def test_a_link_is_opened_over_a_network(name: str) -> None:
     target = find_target("stm32f4" if name == "gdb" else name)
     assert target.geometry
@@ -76,13 +82,15 @@ async def test_a_link_is_opened_over_a_network(name: str) -> None:
     rom: SimulatedRom
     if name == "gdb":
         rom = SimulatedGdbStub(flash, running=True)
+    elif name in {"mcxn947", "rw612"}:
+        rom = SimulatedMboot(flash, target.base, memory=9 if name == "rw612" else 0)
     else:
         rom = SimulatedStm32Rom(flash) if name == "stm32f4" else SimulatedEspRom(flash)
     async with network_port(rom) as port:
         scheme = "gdb" if name == "gdb" else "tcp"
         async with connector(parse_link(f"{scheme}://127.0.0.1:{port}"), target)() as link:
             assert isinstance(link, Link)
-            assert isinstance(link, Comparing) is (name != "stm32f4")
+            assert isinstance(link, Comparing) is (name in {"gdb", "esp32"})
             await link.enter()
             assert await link.read(0, 4) == b"1234"
             if isinstance(link, Comparing):
@@ -175,7 +183,7 @@ async def test_a_console_that_breaks_is_opened_again(monkeypatch: pytest.MonkeyP
 
 SMALL: Geometry = uniform(512, 128, program_unit=4)
 SERIAL_FLASH: Geometry = uniform(512, 128)
-STRIDES = {"gdb": 29, "stm32": 11, "esp": 29}
+STRIDES = {"gdb": 29, "stm32": 11, "esp": 29, "mboot": 29}
 """Bytes between two cuts; the tests of each link cut at every one."""
 
 OLD, NEW = firmware("1", 200), firmware("2", 150)
@@ -202,10 +210,21 @@ def _esp(wire: Wire) -> Link:
     return EspRom(wire, SERIAL_FLASH, enter=none, leave=none)
 
 
+def _mboot(wire: Wire) -> Link:
+    async def by_lines(wire: Wire) -> None:
+        """What `mboot.by_lines` does, at once."""
+        await wire.set_lines(dtr=True, rts=True)
+        await wire.set_lines(dtr=False)
+        await wire.set_lines(rts=False)
+
+    return Mboot(wire, SMALL, enter=by_lines)
+
+
 PROTOCOLS: dict[str, tuple[Callable[[NorSimulator], SimulatedRom], Callable[[Wire], Link]]] = {
     "gdb": (SimulatedGdbStub, _gdb),
     "stm32": (partial(SimulatedStm32Rom, wired=True), _stm32),
     "esp": (SimulatedEspRom, _esp),
+    "mboot": (partial(SimulatedMboot, wired=True), _mboot),
 }
 
 

@@ -44,12 +44,19 @@ def _esp(wire: Wire, geometry: Geometry, target: Target, url: LinkUrl) -> Link:
     return EspRom(wire, geometry, baud=url.baud)
 
 
-PROTOCOLS: dict[str, Make] = {"gdb": _gdb, "stm32": _stm32, "esp": _esp}
+def _mboot(wire: Wire, geometry: Geometry, target: Target, url: LinkUrl) -> Link:
+    from mgota.flash.links.mboot import Mboot, external_of  # noqa: PLC0415  the same
+
+    del url
+    return Mboot(wire, geometry, target.base, external=external_of(target.name, target.part))
+
+
+PROTOCOLS: dict[str, Make] = {"gdb": _gdb, "stm32": _stm32, "esp": _esp, "mboot": _mboot}
 """By the name that `proto=` takes."""
 
 _EVEN = {"stm32"}
 _BEGINS_SLOWLY = {"esp"}  # the ROM listens at `BAUD`, and is told then to go faster
-_SERIAL_OF = {"stm32": "stm32", "esp32": "esp"}
+_SERIAL_OF = {"stm32": "stm32", "esp32": "esp", "rt1": "mboot", "mcxn": "mboot", "rw6": "mboot"}
 """The serial protocol of the targets whose name begins so."""
 
 
