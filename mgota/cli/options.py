@@ -87,7 +87,7 @@ def floor_option(command: F) -> F:
         "--floor",
         callback=_floor,
         metavar="VERSION",
-        help="Take no version below this one; every image needs a version then. Raised for good at a commit.",
+        help="Take no version below this one; every image needs a version then. The next commit records it for good.",
     )(command)
 
 
