@@ -26,6 +26,7 @@ ROOMS = (
         "mgota.verified",
         "mgota.device",
         "mgota.finished",
+        "mgota.gateway",
         "mgota.health",
         "mgota.history",
         "mgota.outgoing",

@@ -13,7 +13,8 @@ The order is the meaning (security.md, "HTTP edge"); each step may refuse:
     size         update          too_large: 413
     lock         update          the session: 409
 
-A route is one exact spelling of a path: nothing is decoded, merged or completed.
+A route is one exact spelling of a path: nothing is decoded, merged or completed. Where one server has several devices,
+the routes of each stand below its name, those without a name are not there, and the prefix itself lists the devices.
 """
 
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from typing import Final
 
 from mgota.core import older
 from mgota.core.http import Ends, Head, Refusal, error_refusal
+from mgota.core.names import check_names, name_fault, split_name
 from mgota.core.origin import SAFE_METHODS, Hosts, foreign_page, is_navigation, unproven_page
 from mgota.core.unpack import Packing, largest_packed, packings
 from mgota.errors import ConfigError, EmptyImageError, TooLargeError
@@ -43,6 +45,8 @@ class Action(Enum):
     """A piece of an image, as Mongoose's older dashboard sends it (`mgota.core.older`)."""
     SLOTS = "slots"
     """What the two slots hold, for that dashboard."""
+    DEVICES = "devices"
+    """The status of each device, where there are several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class Decision:
         offset: of a piece.
         total: of a piece, the bytes of its image.
         older: whether Mongoose's older dashboard asks, which expects other words.
+        device: the name of the device that is meant, where there are several; else "".
     """
 
     action: Action
@@ -68,6 +73,7 @@ class Decision:
     offset: int = 0
     total: int = 0
     older: bool = False
+    device: str = ""
 
 
 _ROUTES: Final = {
@@ -83,7 +89,7 @@ _OLDER_ROUTES: Final = {
     "/commit": Action.COMMIT,
     "/rollback": Action.ROLLBACK,
 }
-_READS: Final = frozenset({Action.STATUS, Action.PAGE, Action.SLOTS})
+_READS: Final = frozenset({Action.STATUS, Action.PAGE, Action.SLOTS, Action.DEVICES})
 _LEGACY: Final = frozenset({Action.COMMIT, Action.ROLLBACK})
 
 IMAGE_FIELD: Final = "x-mgota-image"
@@ -109,9 +115,11 @@ class Edge:
         allow_hosts: further names that the server answers to.
         page: the path of the updater page, or None without one. It goes before the application's own.
         older: the path that Mongoose's older routes begin with, or None without them.
+        devices: the names of the devices, where there are several; None for one that has none.
 
     Raises:
-        ConfigError: a prefix, the page or a name can never be in a request, or the page is among the OTA routes.
+        ConfigError: a prefix, the page or a name can never be in a request, or the page is among the OTA routes; or
+            something that speaks of one device shall speak of several.
     """
 
     prefix: str = "/api/ota"
@@ -120,6 +128,7 @@ class Edge:
     allow_hosts: Iterable[str] = ()
     page: str | None = None
     older: str | None = None
+    devices: tuple[str, ...] | None = None
     _hosts: Hosts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -132,6 +141,10 @@ class Edge:
             raise ConfigError(f"{self.page!r} is not a path that a page could have")
         if self.page is not None and self._is_route(self.page):
             raise ConfigError(f"{self.page} is among the OTA routes: the updater page needs another path")
+        if self.devices is not None:
+            check_names(self.devices)
+            if self.page is not None or self.older is not None:
+                raise ConfigError("the updater page and Mongoose's older routes are for one device, not for a gateway")
         object.__setattr__(self, "_hosts", Hosts(self.allow_hosts))
 
     def _is_route(self, path: str) -> bool:
@@ -168,27 +181,36 @@ class Edge:
         if not self.guards(head):
             # CONNECT would turn the connection into something else; no server of ours is a proxy.
             return Refusal(501, "this is no proxy") if head.method == "CONNECT" else Decision(Action.APP)
-        action = self._action(head.path)
+        action, device = self._action(head.path)
         changes = head.method not in SAFE_METHODS or (self.legacy_get and action in _LEGACY)
         refusal = unproven_page(head, changes=changes)
         if refusal is not None:
             return refusal
         if action is None:
-            return Refusal(404, "there is nothing here")
+            return Refusal(404, f"there is no device {device} here" if device else "there is nothing here")
         refusal = self._allowed(head, action)
         if refusal is not None:
             return refusal
-        if action is Action.UPDATE:
-            return _sized(head)
-        decision = _piece(head) if action is Action.PIECE else _bound(head, action)
         is_older = self.older is not None and _below(head.path, self.older)
-        return replace(decision, older=is_older) if isinstance(decision, Decision) else decision
+        decision = _told(head, action)
+        return replace(decision, older=is_older, device=device) if isinstance(decision, Decision) else decision
 
-    def _action(self, path: str) -> Action | None:
+    def _action(self, path: str) -> tuple[Action | None, str]:
+        """What a path stands for, and the device that it names; of one that is not here, the name only."""
+        if self.devices is not None and _below(path, self.prefix):
+            return self._action_of_named(path.removeprefix(self.prefix))
         for prefix, routes in ((self.prefix, _ROUTES), (self.older, _OLDER_ROUTES)):
             if prefix is not None and _below(path, prefix):
-                return routes.get(path.removeprefix(prefix))
-        return None
+                return routes.get(path.removeprefix(prefix)), ""
+        return None, ""
+
+    def _action_of_named(self, rest: str) -> tuple[Action | None, str]:
+        if not rest:
+            return Action.DEVICES, ""
+        name, route = split_name(rest)
+        if name in (self.devices or ()):
+            return _ROUTES.get(route), name if route in _ROUTES else ""
+        return None, name if name_fault(name) is None else ""
 
     def _allowed(self, head: Head, action: Action) -> Refusal | None:
         """405 for a method that the route does not know."""
@@ -196,6 +218,13 @@ class Edge:
         if head.method in methods:
             return None
         return Refusal(405, f"use {' or '.join(methods)}", (("Allow", ", ".join(methods)),))
+
+
+def _told(head: Head, action: Action) -> Decision | Refusal:
+    """A request for an action, if what its head says of it makes sense."""
+    if action is Action.UPDATE:
+        return _sized(head)
+    return _piece(head) if action is Action.PIECE else _bound(head, action)
 
 
 def _below(path: str, prefix: str) -> bool:

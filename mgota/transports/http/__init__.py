@@ -2,6 +2,7 @@
 
 async with serve(device, auth=Credentials(tokens=token)) as server:          a server of its own
 async with serve(device, auth=…, app=handler) as server:                      beside the application's handler
+async with serve(Gateway({"main": device, "mcu": other}), auth=…) as server:  several (`mgota.gateway`)
 await OtaHttp(device, auth=…).handle(accepted_socket)                         one connection, handed over
 """
 

@@ -26,8 +26,9 @@ from mgota.core.origin import is_loopback, plain_address
 from mgota.core.pace import Limits
 from mgota.core.unpack import packings
 from mgota.device import Device
-from mgota.errors import OtaError, TransferError
+from mgota.errors import ConfigError, OtaError, TransferError
 from mgota.finished import tell_finished
+from mgota.gateway import Gateway
 from mgota.pieces import Pieces
 from mgota.session import OtaSession
 from mgota.transports.http.channel import StreamChannel
@@ -53,10 +54,11 @@ _LOOPBACK_ONLY: Final = Refusal(403, "no authentication is configured: only loop
 
 
 class OtaHttp:
-    """The OTA routes of one device, for connections that somebody else accepted.
+    """The OTA routes of a device, or of several, for connections that somebody else accepted.
 
     Args:
-        device: what is updated.
+        device: what is updated; a `Gateway` has the routes of each device below its name, and is itself told how
+            updates ended.
         auth: credentials, or a callback that decides; None lets anybody in who reaches it.
         ssl_context: makes every socket TLS; at least 1.2. With `verify_mode` CERT_REQUIRED, clients must show a
             certificate, which counts as authentication.
@@ -79,7 +81,7 @@ class OtaHttp:
 
     def __init__(
         self,
-        device: Device,
+        device: Device | Gateway,
         *,
         auth: Credentials | Authenticator | None = None,
         ssl_context: ssl.SSLContext | None = None,
@@ -97,6 +99,10 @@ class OtaHttp:
     ) -> None:
         if ssl_context is not None:
             check_context(ssl_context)
+        if isinstance(device, Gateway) and (on_finished or pieces):
+            raise ConfigError(
+                "a gateway is told of its updates itself (Gateway(on_finished=…)), and takes none in pieces"
+            )
         self.device = device
         self.limits = limits or Limits()
         self.ssl_context = ssl_context
@@ -114,15 +120,24 @@ class OtaHttp:
             allow_hosts=names,
             page=page,
             older=older if pieces else None,
+            devices=device.names if isinstance(device, Gateway) else None,
         )
-        self._older = Older(device, pieces) if pieces else None
+        self._older = Older(device, pieces) if pieces and isinstance(device, Device) else None
         self._prefix = prefix
         self._page: Response | None = None
 
     @property
     def resetting(self) -> bool:
-        """Whether the device is about to reset."""
-        return self.device.live.resetting
+        """Whether the device is about to reset; of several, all of them."""
+        return self.device.resetting if isinstance(self.device, Gateway) else self.device.live.resetting
+
+    def _device(self, decision: Decision) -> Device:
+        """The device that a request is for.
+
+        Raises:
+            BusyError: it is away.
+        """
+        return self.device.device(decision.device) if isinstance(self.device, Gateway) else self.device
 
     def may_listen_on(self, address: str | None) -> bool:
         """Whether connections to this address of ours may be served: without authentication, only loopback.
@@ -160,9 +175,8 @@ class OtaHttp:
             if isinstance(decision, Refusal):
                 return await self._refuse(exchange, ends, decision)
             match decision.action:
-                case Action.STATUS:
-                    told = {**(await self.device.status()).as_dict(), "packings": packings()}
-                    return await self._reply(exchange, ends, Response.json(told))
+                case Action.STATUS | Action.DEVICES:
+                    return await self._reply(exchange, ends, await self._status(decision))
                 case Action.PAGE:
                     return await self._reply(exchange, ends, self._page_of_device())
                 case Action.APP:
@@ -178,6 +192,11 @@ class OtaHttp:
         except Exception as exc:
             log.exception("a request from %s failed", ends.peer)
             return await self._fail(exchange, ends, exc)
+
+    async def _status(self, decision: Decision) -> Response:
+        if isinstance(self.device, Gateway) and decision.action is Action.DEVICES:
+            return Response.json({"devices": await self.device.status()})
+        return Response.json({**(await self._device(decision).status()).as_dict(), "packings": packings()})
 
     def _page_of_device(self) -> Response:
         """The updater page, put together when somebody asks for it: most devices never show theirs."""
@@ -204,7 +223,7 @@ class OtaHttp:
             refusal = _LOOPBACK_ONLY
         decision = refusal or self._edge.route(head)
         if isinstance(decision, Decision) and decision.action is Action.UPDATE:
-            unfit = not_unpacked(decision) or too_large(decision, await self.device.flash.capacity())
+            unfit = not_unpacked(decision) or too_large(decision, await self._device(decision).flash.capacity())
             return unfit or decision
         return decision
 
@@ -240,10 +259,10 @@ class OtaHttp:
 
         async def announce() -> None:
             # The record is stored: from here on nothing that happens to the client may stop the update.
-            await self._promise(exchange, ends, await self._finished(image) or _OK)
+            await self._promise(exchange, ends, await self._finished(decision, image) or _OK)
 
         try:
-            async with OtaSession(self.device, size=decision.size) as ota:
+            async with OtaSession(self._device(decision), size=decision.size) as ota:
                 await exchange.proceed()
                 sink = UnpackingSink(ota, decision.packing, decision.length) if decision.packing else ota
                 await upload(connection.channel, bytes(connection.pending), sink, self.limits)
@@ -256,7 +275,7 @@ class OtaHttp:
                 await announce()
         except OtaError as exc:
             life.acting = False
-            response = None if exchange.answered else await self._finished(exc)
+            response = None if exchange.answered else await self._finished(decision, exc)
             if response is None:
                 raise
             await self._reply(exchange, ends, response, close=True)
@@ -281,14 +300,16 @@ class OtaHttp:
         await self._older.take(decision, exchange.body(), tell)
         return keep
 
-    async def _finished(self, result: VerifiedImage | OtaError) -> Response | None:
+    async def _finished(self, decision: Decision, result: VerifiedImage | OtaError) -> Response | None:
         """What the application answers to the end of an update, if it does."""
-        said = await tell_finished(self._on_finished, result, self.limits.idle)
+        device = self.device
+        told = device.finished_of(decision.device) if isinstance(device, Gateway) else self._on_finished
+        said = await tell_finished(told, result, self.limits.idle)
         return said if isinstance(said, Response) else None
 
     async def _act(self, exchange: Exchange, ends: Ends, decision: Decision, life: Life) -> bool:
         """Commit or roll back: check, reply, and do it when the connection has closed."""
-        device, image = self.device, decision.image
+        device, image = self._device(decision), decision.image
         if decision.action is Action.ROLLBACK:
             await check_rollback(device, sha256=image)
         else:

@@ -23,6 +23,7 @@ from mgota.core.access import Credentials, network
 from mgota.core.pace import Limits
 from mgota.device import Device
 from mgota.errors import ConfigError, TransferError
+from mgota.gateway import Gateway
 from mgota.receiver import Receiver
 from mgota.transports.http.channel import PlainChannel
 from mgota.transports.http.connection import Connection
@@ -142,7 +143,7 @@ class Server:
 
 @asynccontextmanager
 async def serve(
-    device: Device,
+    device: Device | Gateway,
     *,
     host: str = "127.0.0.1",
     port: int = 0,
@@ -163,7 +164,7 @@ async def serve(
     """Serve the OTA routes of a device while the block runs.
 
     Args:
-        device: what is updated.
+        device: what is updated: one, or several by name.
         host: name or address to listen on.
         port: 0 picks one.
         listeners: bound sockets to listen on instead; they stay the caller's, and open.
@@ -177,15 +178,17 @@ async def serve(
         on_finished: told how an update ended, by the older routes, too (`mgota.finished`).
         prefix: of the paths.
         activate: False stages an image for later.
-        page: where the updater page is, such as "/"; None without one.
-        older: where Mongoose's older routes are; None without them.
+        page: where the updater page is, such as "/"; None without one. A gateway has none.
+        older: where Mongoose's older routes are; None without them. A gateway has none, they name no device.
 
     Raises:
         ConfigError: an option contradicts itself, the address cannot be listened on, or it is open to the network and
             has no authentication.
     """
     receiver = (
-        Receiver(device, patience=PATIENCE, activate=activate, on_finished=on_finished) if older is not None else None
+        Receiver(device, patience=PATIENCE, activate=activate, on_finished=on_finished)
+        if older is not None and isinstance(device, Device)
+        else None
     )
     endpoint = OtaHttp(
         device,
