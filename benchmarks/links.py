@@ -1,9 +1,10 @@
 """An image programmed through a boot ROM on a serial line of a real rate, beside the programs of others.
 
-    python benchmarks/links.py [--rounds N] [--only esp|stm32] [--json]
+    python benchmarks/links.py [--rounds N] [--only esp|stm32|mboot] [--json]
 
     esp      an ESP32's ROM, 921,600 baud, 8N1: mgota beside `esptool --no-stub`
     stm32    AN3155, 115,200 baud, 8E1: mgota beside `stm32flash` and `stm32loader`
+    mboot    NXP's boot loader, 115,200 baud, 8N1, packets of 512 bytes: mgota beside `blhost`
 
 The ROM is simulated, in a process of its own at the other end of a pseudo terminal. It takes each byte for as long as
 the line would carry it, in both directions, answers at once, and its flash memory takes no time: what is left is the
@@ -36,15 +37,17 @@ from statistics import median
 
 import anyio
 
-from mgota.core import an3155, esp_rom, slip
+from mgota.core import an3155, esp_rom, mboot, slip
 from mgota.core.geometry import Geometry
 from mgota.flash.links.esp_rom import EspRom
+from mgota.flash.links.mboot import Mboot
 from mgota.flash.links.stm32_rom import Stm32Rom
 from mgota.flash.links.wire import Wire, open_serial
 from mgota.flash.operations import Kind, Operation
 from mgota.flash.targets.table import find_target
 from mgota.testing import NorSimulator
 from mgota.testing.esp_rom import SimulatedEspRom
+from mgota.testing.mboot import SimulatedMboot
 from mgota.testing.stm32_rom import SimulatedStm32Rom
 
 GOAL = 0.9
@@ -57,6 +60,14 @@ from stm32loader.main import main
 main(*sys.argv[1:])
 """
 # A pseudo terminal has no modem lines, and stm32loader cannot be told to leave them alone.
+KEPT = """
+import sys
+from serial import serialposix
+serialposix.Serial.reset_output_buffer = lambda self: None
+from spsdk.apps.blhost import safe_main
+sys.exit(safe_main())
+"""
+# blhost flushes what it has sent before it sends more: on a UART that is out by then, on a pseudo terminal it is lost.
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ class Line:
 LINES = {
     "esp": Line("esp32", 921_600, 10, 256 * KIB, esp_rom.BLOCK),
     "stm32": Line("stm32f4", 115_200, 11, 32 * KIB, an3155.MAX_DATA),
+    "mboot": Line("mcxn947", 115_200, 10, 32 * KIB, 512),
 }
 
 
@@ -106,10 +118,10 @@ def needed(name: str) -> Iterator[int]:
             head = b"\0" * 8 + len(block).to_bytes(4, "little") + (at // line.block).to_bytes(4, "little") + bytes(8)
             answer = len(slip.frame(bytes([1, esp_rom.FLASH_DATA]) + bytes(10)))
             yield len(slip.frame(head + block)) + answer
+        elif name == "mboot":
+            yield len(mboot.packet(mboot.DATA, block)) + 2
         else:
-            yield (
-                2 + 1 + 5 + 1 + 1 + len(block) + 1 + 1
-            )  # command, address, count with data and check; an ACK after each
+            yield 2 + 1 + 5 + 1 + 1 + len(block) + 1 + 1  # command, address, count, data, check; an ACK after each
 
 
 # --- the ROM, in a process of its own --------------------------------------------------------------------------------
@@ -125,7 +137,8 @@ def be_rom(name: str) -> None:
             moments.append(time.perf_counter())
 
     flash.operations.after = note
-    rom = SimulatedEspRom(flash) if name == "esp" else SimulatedStm32Rom(flash)
+    makes = {"esp": SimulatedEspRom, "stm32": SimulatedStm32Rom, "mboot": SimulatedMboot}
+    rom = makes[name](flash)
     master, slave = pty.openpty()
     mode = termios.tcgetattr(slave)
     mode[0] = mode[1] = mode[3] = 0
@@ -145,7 +158,8 @@ def be_rom(name: str) -> None:
                 time.sleep(left)
             os.write(master, answer)
     whole = flash.peek(0, line.size) == line.image
-    print(json.dumps({"whole": whole, "blocks": len(moments), "seconds": moments[-1] - moments[0]}), flush=True)
+    seconds = moments[-1] - moments[0] if moments else 0.0
+    print(json.dumps({"whole": whole, "blocks": len(moments), "seconds": seconds}), flush=True)
 
 
 def measured(name: str, client: Callable[[str, Path], None], image: Path) -> float:
@@ -158,8 +172,8 @@ def measured(name: str, client: Callable[[str, Path], None], image: Path) -> flo
         try:
             client(path, image)
         finally:
-            rom.stdin.close()
-            told = json.loads(rom.stdout.readline())
+            rom.stdin.close()  # it ends then
+        told = json.loads(rom.stdout.readline())
     line = LINES[name]
     assert told["whole"], "the image is not there"
     assert told["blocks"] == line.size // line.block, "it programs other blocks than were counted on"
@@ -173,11 +187,13 @@ async def nothing(wire: Wire) -> None:
     """It is in its ROM."""
 
 
-async def erased(name: str, wire: Wire) -> EspRom | Stm32Rom:
+async def erased(name: str, wire: Wire) -> EspRom | Stm32Rom | Mboot:
     """The chip, blank where the image goes."""
     line = LINES[name]
     if name == "esp":
-        chip: EspRom | Stm32Rom = EspRom(wire, line.geometry, enter=nothing, leave=nothing, baud=line.baud)
+        chip: EspRom | Stm32Rom | Mboot = EspRom(wire, line.geometry, enter=nothing, leave=nothing, baud=line.baud)
+    elif name == "mboot":
+        chip = Mboot(wire, line.geometry, enter=nothing, leave=nothing)
     else:
         chip = Stm32Rom(wire, line.geometry, enter=nothing, leave=nothing)
     await chip.enter()
@@ -220,11 +236,19 @@ def floor(name: str) -> Callable[[str, Path], None]:
             for part in (b"\x31\xce", an3155.checked(address), an3155.checked(bytes([len(block) - 1]) + block)):
                 exchange(port, part, lambda got: got == b"\x79")
 
+    def nxp(port: int) -> None:
+        command = mboot.words(mboot.WRITE, 0, line.size, 0, data=True)
+        packets = [mboot.packet(mboot.DATA, block) for block in blocks]
+        exchange(port, mboot.packet(mboot.COMMAND, command), lambda got: len(got) == 2 + 18)
+        os.write(port, mboot.sync(mboot.ACK))
+        for data in packets:
+            exchange(port, data, lambda got: got[:2] == mboot.sync(mboot.ACK))
+
     def client(path: str, _: Path) -> None:
         anyio.run(erase, path)
         port = os.open(path, os.O_RDWR | os.O_NOCTTY)
         try:
-            (esp if name == "esp" else stm32)(port)
+            {"esp": esp, "stm32": stm32, "mboot": nxp}[name](port)
         finally:
             os.close(port)
 
@@ -257,7 +281,20 @@ def stm32loader(path: str, image: Path) -> None:
     run(python, "-c", NO_LINES, "-p", path, "-P", "none", "-f", "F4", "-e", "-w", image)
 
 
-OTHERS = {"esp": {"esptool": esptool}, "stm32": {"stm32flash": stm32flash, "stm32loader": stm32loader}}
+def blhost(path: str, image: Path) -> None:
+    commands = image.with_name("commands")
+    size = LINES["mboot"].size
+    commands.write_text(f"flash-erase-region 0 {size}\nwrite-memory 0 {image}\n")
+    python = Path(shutil.which("blhost") or "").resolve().with_name("python")
+    run(python, "-c", KEPT, "-p", f"{path},115200", "batch", commands)
+    commands.unlink()
+
+
+OTHERS = {
+    "esp": {"esptool": esptool},
+    "stm32": {"stm32flash": stm32flash, "stm32loader": stm32loader},
+    "mboot": {"blhost": blhost},
+}
 
 
 def compared(name: str, rounds: int, directory: Path) -> dict[str, list[float]]:
