@@ -16,7 +16,7 @@ import json
 import re
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, cast
@@ -247,17 +247,31 @@ def abort_request(reply_to: Id, abort: Abort) -> Request:
     return Request(reply_to, ABORT, {"session": abort.session})
 
 
-def presence(*, online: bool, version: str | None, last_update: Mapping[str, object] | None = None) -> bytes:
+def presence(
+    *,
+    online: bool,
+    version: str | None,
+    last_update: Mapping[str, object] | None = None,
+    gateway: str | None = None,
+    devices: Sequence[str] = (),
+) -> bytes:
     """What a device says of itself, and leaves behind as its last will.
 
     Args:
         online: whether it is there.
         version: of the firmware that runs, if it is known.
         last_update: the last one that ended, with the members of the history (SPEC.md), if there is one to tell.
+        gateway: the topic of the gateway's own presence, of a device that is behind one: the broker says there when
+            all of its devices are gone.
+        devices: of a gateway, the names of its devices.
     """
     params: dict[str, object] = {"status": "online" if online else "offline", "firmware_version": version or ""}
     if last_update:
         params["last_update"] = dict(last_update)
+    if gateway is not None:
+        params["gateway"] = gateway
+    if devices:
+        params["devices"] = list(devices)
     return _encode({"method": NOTIFY, "params": params})
 
 

@@ -113,6 +113,9 @@ def test_the_frames_are_those_of_the_specification() -> None:
     last = {"number": 7, "outcome": "rolled_back"}
     assert json.loads(presence(online=True, version="1", last_update=last))["params"]["last_update"] == last
     assert json.loads(presence(online=False, version=None))["params"] == {"status": "offline", "firmware_version": ""}
+    member = json.loads(presence(online=True, version="1", gateway="site/gw/status"))["params"]
+    assert member == {"status": "online", "firmware_version": "1", "gateway": "site/gw/status"}
+    assert json.loads(presence(online=True, version=None, devices=("a", "b")))["params"]["devices"] == ["a", "b"]
     assert "id" not in json.loads(encode_request(Request(None, "ota.status")))
 
 

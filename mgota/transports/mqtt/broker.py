@@ -9,7 +9,7 @@ Rules:
 
 import random
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Final, Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -136,6 +136,14 @@ class Broker:
     def topic(self, direction: Direction) -> str:
         """A topic of the device: `rx` towards it, `tx` its replies, `status` whether it is there."""
         return f"{self.root}/{self.device}/{direction}"
+
+    def member(self, name: str) -> Self:
+        """The same broker, and one device of the gateway that stands at this place in it.
+
+        Raises:
+            ConfigError: the topic would be too long.
+        """
+        return replace(self, root=f"{self.root}/{self.device}", device=name)
 
     @property
     def identifier(self) -> str:

@@ -5,41 +5,39 @@
 
 Rules:
 - the connection comes and goes, the upload stays: only silence ends it;
-- what a broker remembers is not somebody's word of now: retained commands are ignored, and no session is kept there;
-- what waits to be carried out is bounded, in number and in bytes; what comes beyond is dropped: its sender asks again;
-- subscribed first, then online: who sees the device there can speak to it. The broker says when it is gone.
+- what a broker remembers is not somebody's word of now: no session is kept there;
+- subscribed first, then online: who sees the device there can speak to it. The broker says when it is gone;
+- what is said of a device is what is so when it is said: one word after the other, never two at once;
+- several devices share the connection, and its last will, which is the gateway's: each says where to find that.
 
 The broker is not trusted: the signature decides what is installed (security.md).
 """
 
 import logging
 import ssl
-from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Final
 
 import anyio
 
 from mgota.core.history import Update
 from mgota.core.receive import Patience
-from mgota.core.rpc import MAX_FRAME, presence
+from mgota.core.rpc import presence
 from mgota.device import Device
 from mgota.errors import ConfigError, OtaError, TransferError
 from mgota.finished import OnFinished
+from mgota.gateway import Gateway
 from mgota.history import History
 from mgota.receiver import Receiver
 from mgota.responder import Responder
 from mgota.transports.mqtt.broker import Broker, Version, backoff
 from mgota.transports.mqtt.connection import Link, Message, Will, check_installed, connected
+from mgota.transports.mqtt.inbox import Inbox
 
 log = logging.getLogger("mgota.mqtt")
-audit = logging.getLogger("mgota.audit")
-
-INBOX_MESSAGES: Final = 64
-INBOX_BYTES: Final = 1 << 20
-"""What may wait to be carried out: more than any sender has under way."""
 
 STEADY: Final = 30.0
 """Seconds after which a connection counts as one that holds: the next wait begins small again."""
@@ -51,58 +49,158 @@ SUSPICIOUS: Final = 3
 """Connections lost at once in a row that look as if there were two of this device."""
 
 
-class Inbox:
-    """What came and was not carried out yet, within bounds."""
-
-    def __init__(self, topic: str) -> None:
-        self._topic = topic
-        self._frames: deque[bytes] = deque()
-        self._bytes = 0
-        self._arrived = anyio.Event()
-        self._full = False
-
-    def take(self, message: Message) -> None:
-        """Keep what is a command of now, if there is room."""
-        if message.topic != self._topic:
-            return
-        if message.retain:
-            audit.warning("a retained command on %s was ignored", message.topic)
-            return
-        frame = message.payload[: MAX_FRAME + 1]  # one byte too many is as wrong as all of them
-        if len(self._frames) >= INBOX_MESSAGES or self._bytes + len(frame) > INBOX_BYTES:
-            if not self._full:
-                log.warning("more comes on %s than flash can take: messages are dropped", message.topic)
-            self._full = True
-            return
-        self._full = False
-        self._frames.append(frame)
-        self._bytes += len(frame)
-        self._arrived.set()
-
-    async def next(self) -> bytes:
-        """The oldest, when there is one."""
-        while not self._frames:
-            self._arrived = anyio.Event()
-            await self._arrived.wait()
-        frame = self._frames.popleft()
-        self._bytes -= len(frame)
-        return frame
-
-
-class MqttDevice:
-    """A device and its connection. `serve` makes one.
+class Member:
+    """A device and its topics.
 
     Args:
-        device: what is updated.
-        broker: where it is reached.
+        device: what is updated; None while it is away.
+        broker: its topics.
         patience: with senders.
         activate: False stages an image for later.
         on_finished: told how an update ended.
+        gateway: the topic of its gateway's own presence; None where the device has a connection of its own.
     """
 
     def __init__(
         self,
-        device: Device,
+        device: Device | None,
+        broker: Broker,
+        *,
+        patience: Patience | None,
+        activate: bool,
+        on_finished: OnFinished | None,
+        gateway: str | None = None,
+    ) -> None:
+        self.broker = broker
+        self.inbox = Inbox(broker.topic("rx"))
+        self._device = device
+        self._receiver_of: Callable[[Device], Receiver] = partial(
+            Receiver, patience=patience, activate=activate, on_finished=on_finished
+        )
+        self._gateway = gateway
+        self._link: Link | None = None
+        self._telling = anyio.Lock()
+
+    async def live(self) -> None:
+        """Own the upload under way, and carry out what comes, for ever.
+
+        Not bound to a connection: what was promised is done without one.
+        """
+        if self._device is None:
+            return
+        receiver = self._receiver_of(self._device)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receiver.run)
+            tasks.start_soon(self._carry_out, Responder(self._device, receiver))
+
+    async def live_in(self, gateway: Gateway, name: str) -> None:
+        """`live` with whichever device stands behind a name of a gateway, for ever. What comes meanwhile, waits."""
+        while True:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.live)
+                self._device = await gateway.changed(name, self._device)
+                tasks.cancel_scope.cancel()
+            with suppress(TransferError):  # it is told when there is a connection again
+                await self.tell()
+
+    async def _carry_out(self, responder: Responder) -> None:
+        while True:
+            frame = await self.inbox.next()
+            try:
+                await responder.answer(frame, self._send)
+            except Exception:
+                log.exception("a request on %s failed", self.broker.topic("rx"))
+
+    async def _send(self, reply: bytes, certain: bool) -> None:
+        if self._link is None:
+            raise TransferError("there is no connection to the broker")
+        if certain:
+            await self._link.publish(self.broker.topic("tx"), reply, qos=1)
+        else:
+            self._link.post(self.broker.topic("tx"), reply)
+
+    async def begin(self, link: Link) -> None:
+        """On a new connection: subscribed first, then online.
+
+        Raises:
+            TransferError: it broke, or the broker does not let us.
+        """
+        await link.subscribe(self.broker.topic("rx"))
+        self._link = link
+        await self.tell()
+
+    def end(self) -> None:
+        """The connection is no more, or is about to end."""
+        self._link = None
+
+    async def tell(self, update: Update | None = None) -> None:
+        """Say whether the device is there, and how its last update ended.
+
+        Args:
+            update: the last one; looked up in the device's history if omitted.
+
+        Raises:
+            TransferError: the broker does not have it.
+        """
+        async with self._telling:
+            told = await self._presence(update)
+            if self._link is not None:
+                await self._link.publish(self.broker.topic("status"), told, qos=1, retain=True)
+            elif update is not None:
+                raise TransferError("there is no connection to the broker")
+
+    async def _presence(self, update: Update | None) -> bytes:
+        device = self._device
+        if device is None:
+            return await self.farewell()
+        if update is None and isinstance(device.history, History):
+            update = await device.history.last_ended()
+        last = asdict(update) if update else None
+        return presence(online=True, version=await version_of(device), last_update=last, gateway=self._gateway)
+
+    async def part(self, link: Link) -> None:
+        """Say goodbye on a connection that ends: a polite end is no last will.
+
+        Raises:
+            TransferError: the broker is gone, or says it by itself.
+        """
+        async with self._telling:  # or a word of before would be the last one
+            await link.publish(self.broker.topic("status"), await self.farewell(), retain=True)
+
+    async def farewell(self) -> bytes:
+        """What is said of the device when it cannot be reached any more."""
+        return presence(online=False, version=await version_of(self._device), gateway=self._gateway)
+
+
+async def version_of(device: Device | None) -> str | None:
+    """Of the firmware that runs on a device, if anybody knows it."""
+    if device is None:
+        return None
+    try:
+        image = (await device.status()).image
+    except OtaError as exc:
+        log.warning("nobody knows which version runs: %s", exc)
+        return None
+    return image.version if image else None
+
+
+class MqttDevice:
+    """A device, or several, and their connection. `serve` makes one.
+
+    Args:
+        device: what is updated.
+        broker: where it is reached; of a gateway, its own place: those of its devices are below it.
+        patience: with senders.
+        activate: False stages an image for later.
+        on_finished: told how an update ended.
+
+    Raises:
+        ConfigError: a gateway's name is too long for a topic, or it shall be told of its updates twice.
+    """
+
+    def __init__(
+        self,
+        device: Device | Gateway,
         broker: Broker,
         *,
         patience: Patience | None,
@@ -110,10 +208,23 @@ class MqttDevice:
         on_finished: OnFinished | None = None,
     ) -> None:
         self.broker = broker
-        self._device = device
-        self._receiver = Receiver(device, patience=patience, activate=activate, on_finished=on_finished)
-        self._responder = Responder(device, self._receiver)
-        self._inbox = Inbox(broker.topic("rx"))
+        self._gateway = device if isinstance(device, Gateway) else None
+        make = partial(Member, patience=patience, activate=activate)
+        if isinstance(device, Gateway):
+            if on_finished:
+                raise ConfigError("a gateway is told of its updates itself: Gateway(on_finished=…)")
+            self._members = {
+                name: make(
+                    device.find(name),
+                    broker.member(name),
+                    on_finished=device.finished_of(name),
+                    gateway=broker.topic("status"),
+                )
+                for name in device.names
+            }
+        else:
+            self._members = {"": make(device, broker, on_finished=on_finished)}
+        self._inboxes = {member.broker.topic("rx"): member.inbox for member in self._members.values()}
         self._link: Link | None = None
         self._since: float | None = None  # when this connection was complete
         self._brief = 0  # connections in a row that were lost at once
@@ -125,30 +236,18 @@ class MqttDevice:
         return self._link is not None
 
     async def online(self) -> None:
-        """Wait until the device is subscribed and has said that it is online."""
+        """Wait until the device is subscribed and has said that it is online; of several, each that is there."""
         while self._link is None:
             await self._changed.wait()
 
-    async def own_upload(self) -> None:
-        """Own the upload under way, for ever."""
-        await self._receiver.run()
-
-    async def carry_out(self) -> None:
-        """Carry out what comes, for ever. Not bound to a connection: what was promised is done without one."""
-        while True:
-            frame = await self._inbox.next()
-            try:
-                await self._responder.answer(frame, self._send)
-            except Exception:
-                log.exception("a request on %s failed", self.broker.topic("rx"))
-
-    async def _send(self, reply: bytes, certain: bool) -> None:
-        if self._link is None:
-            raise TransferError("there is no connection to the broker")
-        if certain:
-            await self._link.publish(self.broker.topic("tx"), reply, qos=1)
-        else:
-            self._link.post(self.broker.topic("tx"), reply)
+    async def live(self) -> None:
+        """Own the uploads under way, and carry out what comes, for ever."""
+        async with anyio.create_task_group() as tasks:
+            for name, member in self._members.items():
+                if self._gateway:
+                    tasks.start_soon(member.live_in, self._gateway, name)
+                else:
+                    tasks.start_soon(member.live)
 
     async def stay_connected(self) -> None:
         """Connect, and connect again, for ever."""
@@ -176,53 +275,59 @@ class MqttDevice:
         )
 
     async def _be_connected(self) -> None:
-        broker, version = self.broker, await self._version()
-        status = broker.topic("status")
-        will = Will(status, presence(online=False, version=version))
-        async with connected(broker, self._inbox.take, will=will, identifier=broker.identifier) as link:
-            await link.subscribe(broker.topic("rx"))
-            history = self._device.history
-            last = await history.last_ended() if isinstance(history, History) else None
-            await self._say_online(link, version, last)
-            log.info("online at %s", broker)
-            self._now(link)
-            self._since = anyio.current_time()
+        broker, will = self.broker, await self._will()
+        async with connected(broker, self._take, will=will, identifier=broker.identifier) as link:
             try:
+                for member in self._members.values():
+                    await member.begin(link)
+                if self._gateway:
+                    told = presence(online=True, version=None, devices=self._gateway.names)
+                    await link.publish(will.topic, told, qos=1, retain=True)
+                log.info("online at %s", broker)
+                self._now(link)
+                self._since = anyio.current_time()
                 await link.closed()
             finally:
                 self._now(None)
+                for member in self._members.values():
+                    member.end()
                 with anyio.CancelScope(shield=True), anyio.move_on_after(1):
                     await self._say_goodbye(link, will)
 
-    async def _say_online(self, link: Link, version: str | None, last: Update | None) -> None:
-        told = presence(online=True, version=version, last_update=asdict(last) if last else None)
-        await link.publish(self.broker.topic("status"), told, qos=1, retain=True)
+    async def _will(self) -> Will:
+        """A connection has one: a device's own, or the gateway's, which stands for all of its devices."""
+        told = presence(online=False, version=None) if self._gateway else await self._members[""].farewell()
+        return Will(self.broker.topic("status"), told)
 
-    async def report(self, update: Update) -> None:
-        """Tell in the device's status how an update ended: a sink of `mgota.history.report_updates`.
+    def _take(self, message: Message) -> None:
+        inbox = self._inboxes.get(message.topic)
+        if inbox:
+            inbox.take(message)
+
+    async def report(self, update: Update, name: str = "") -> None:
+        """Tell in a device's status how an update ended: a sink of `mgota.history.report_updates`.
 
         Args:
             update: that ended.
+            name: of the device, where there are several.
 
         Raises:
             TransferError: the broker does not have it.
+            ConfigError: there is no such device.
         """
+        if name not in self._members:
+            raise ConfigError(f"there is no device {name!r} here")
         if self._link is None:
             raise TransferError("there is no connection to the broker")
-        await self._say_online(self._link, await self._version(), update)
+        await self._members[name].tell(update)
 
     async def _say_goodbye(self, link: Link, will: Will) -> None:
         """A polite end is no last will, so it is said before."""
         with suppress(TransferError):  # the broker is gone, or says it by itself
-            await link.publish(will.topic, will.payload, retain=True)
-
-    async def _version(self) -> str | None:
-        try:
-            image = (await self._device.status()).image
-        except OtaError as exc:
-            log.warning("nobody knows which version runs: %s", exc)
-            return None
-        return image.version if image else None
+            for member in self._members.values():
+                await member.part(link)
+            if self._gateway:
+                await link.publish(will.topic, will.payload, retain=True)
 
     def _now(self, link: Link | None) -> None:
         self._link = link
@@ -232,7 +337,7 @@ class MqttDevice:
 
 @asynccontextmanager
 async def serve(
-    device: Device,
+    device: Device | Gateway,
     broker: Broker | str,
     *,
     user: tuple[str, str] | None = None,
@@ -245,7 +350,7 @@ async def serve(
     """Be reached over MQTT while the block runs. A broker that is not there is no error: it is tried again.
 
     Args:
-        device: what is updated.
+        device: what is updated: one, or several by name, whose topics are then below the gateway's own place.
         broker: where; or its URL, for which the next three are: `mqtt[s]://HOST:PORT/ROOT/DEVICE`.
         user: name and password.
         ssl_context: for `mqtts:`.
@@ -263,7 +368,7 @@ async def serve(
     served = MqttDevice(device, broker, patience=patience, activate=activate, on_finished=on_finished)
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
-        for work in (served.own_upload, served.carry_out, served.stay_connected):
+        for work in (served.live, served.stay_connected):
             tasks.start_soon(work)
         try:
             yield served
