@@ -292,16 +292,32 @@ def read(address: int, size: int, memory: int = 0) -> Talk[bytes]:
     """Read memory, at least one byte."""
     _expect(size > 0, "there is nothing to read")
     yield from _command(READ, address, size, memory)
-    found = b""
-    for _ in range(size + 2):  # a packet without any data ends them
+    found, ended = b"", False
+    for _ in range(size + 2):
         kind, content = yield from _received(SHORT)
         if kind == COMMAND:
-            _results(READ, content)
+            _read_whole(content, ended=ended)
             break
+        ended = not content
         found += content
     if len(found) != size:
         raise LinkError(f"the boot loader sent {len(found)} bytes in the place of {size}")
     return found
+
+
+def _read_whole(response: bytes, *, ended: bool) -> None:
+    """The second response to a read. If it refuses without an empty packet before, the wire made something of an ACK.
+
+    Raises:
+        RefusedError: the loader cannot read this.
+        LinkError: it may be read again.
+    """
+    try:
+        _results(READ, response)
+    except RefusedError as exc:
+        if ended:
+            raise
+        raise LinkError(f"a read broke off: {exc}") from exc
 
 
 def write(address: int, data: bytes, memory: int = 0, *, size: int = SMALLEST) -> Talk[None]:

@@ -6,8 +6,8 @@
 It stands for the loader and nothing else: no program runs, and there is one memory, of the chip's own or outside of it.
 In one thing it is worse than real ones: it waits for the rest of a packet for ever.
 
-What it does out of turn is what NXP's sources do: a packet of the wrong kind, and a ping, end the data of a command
-without a response; a packet longer than its buffer is cut off, and damaged therefore.
+What it does out of turn is what NXP's sources do: a packet of the wrong kind, and a ping, end a write without its
+second response, and a read with it; a packet longer than its buffer is cut off, and damaged therefore.
 """
 
 from collections.abc import Callable, Generator
@@ -19,7 +19,7 @@ from mgota.errors import OtaError
 from mgota.flash.simulator import NorSimulator
 
 _RAM: Final = (Area(0, 128 << 10), Area(0x20000000, 4 << 20))
-_FAIL, _OUT_OF_RANGE, _ALIGNMENT, _UNKNOWN_COMMAND, _SECURED = 1, 3, 101, 10000, 10001
+_FAIL, _OUT_OF_RANGE, _ARGUMENT, _ALIGNMENT, _UNKNOWN_COMMAND, _SECURED = 1, 3, 4, 101, 10000, 10001
 _ABORTED, _NO_MEMORY, _NOT_WRITTEN, _NOT_CONFIGURED, _NO_PROPERTY = 10002, 10200, 10202, 10205, 10300
 _OPTION: Final = 0xC
 """What the highest four bits of the word are that describes a serial flash memory."""
@@ -234,22 +234,29 @@ class SimulatedMboot:
         yield from self._respond(mboot.ERASE, 0)
 
     def _read(self, address: int, size: int, memory: int) -> Loader:
-        offset = self._flash_offset(address, size, memory)
-        if offset is None:
-            data = bytes(self._ram.get(at, 0) for at in range(address, address + size))
-        else:
-            data = self.flash.peek(offset, size)
+        """What cannot be read is told behind the response, by an empty packet and the second response."""
         tag = mboot.GENERIC | mboot.READ
         yield from self._send(mboot.COMMAND, mboot.words(tag, 0, size, data=True))
+        try:
+            data = self._look(address, size, memory)
+        except _Refused:
+            yield from self._send(mboot.DATA, b"")
+            raise
         for at in range(0, size, self._max_packet):
-            yield from self._send(mboot.DATA, data[at : at + self._max_packet])
+            try:
+                yield from self._send(mboot.DATA, data[at : at + self._max_packet])
+            except _Lost:  # the second response comes all the same
+                raise _Refused(_ARGUMENT) from None
         yield from self._respond(mboot.READ, 0)
 
-    def _write(self, address: int, size: int, memory: int) -> Loader:
+    def _look(self, address: int, size: int, memory: int) -> bytes:
         offset = self._flash_offset(address, size, memory)
-        unit = self.flash.geometry.program_unit
-        if offset is not None and offset % unit:
-            raise _Refused(_ALIGNMENT)
+        if offset is None:
+            return bytes(self._ram.get(at, 0) for at in range(address, address + size))
+        return self.flash.peek(offset, size)
+
+    def _write(self, address: int, size: int, memory: int) -> Loader:
+        """What cannot be written is told by ABORT, or behind the last packet by the second response alone."""
         yield from self._respond(mboot.WRITE, 0)
         waiting, left = b"", size
         while left:
@@ -258,16 +265,27 @@ class SimulatedMboot:
                 self._say(mboot.sync(mboot.ACK))
                 raise _Refused(_ABORTED)
             left -= len(piece)
-            waiting += piece
-            ready = len(waiting) - len(waiting) % unit if left else len(waiting)
             try:
-                self._put(address + size - left - len(waiting), waiting[:ready], in_flash=offset is not None)
-            except OtaError:
-                self._say(mboot.sync(mboot.ABORT))
-                raise _Refused(_NOT_WRITTEN) from None
-            waiting = waiting[ready:]
+                waiting = self._take(address + size - left, waiting + piece, memory, last=not left)
+            except _Refused:
+                self._say(mboot.sync(mboot.ABORT if left else mboot.ACK))
+                raise
             self._say(mboot.sync(mboot.ACK))
         yield from self._respond(mboot.WRITE, 0)
+
+    def _take(self, end: int, data: bytes, memory: int, *, last: bool) -> bytes:
+        """Write data that end there; those of a unit that is not whole yet are left."""
+        unit = self.flash.geometry.program_unit
+        start = end - len(data)
+        offset = self._flash_offset(start, len(data), memory)
+        if offset is not None and offset % unit:
+            raise _Refused(_ALIGNMENT)
+        ready = len(data) if last else len(data) - len(data) % unit
+        try:
+            self._put(start, data[:ready], in_flash=offset is not None)
+        except OtaError:
+            raise _Refused(_NOT_WRITTEN) from None
+        return data[ready:]
 
     def _put(self, address: int, data: bytes, *, in_flash: bool) -> None:
         if not in_flash:

@@ -209,6 +209,14 @@ def test_a_read_that_is_aborted_says_why() -> None:
         hold(mboot.read(0, 7), ACK + answer(0xA3, 0, 7) + data(b"123") + data(b"") + done(3, 10001))
 
 
+@pytest.mark.parametrize("pieces", [(), (b"123",), (b"1234567",)])
+def test_a_read_that_ends_in_the_midst_may_be_made_again(pieces: tuple[bytes, ...]) -> None:
+    """What the wire made of an ACK ends it, and the loader blames the argument."""
+    with pytest.raises(LinkError, match=r"a read broke off: .*status 4") as failed:
+        hold(mboot.read(0, 7), ACK + answer(0xA3, 0, 7) + b"".join(map(data, pieces)) + done(3, 4))
+    assert not isinstance(failed.value, RefusedError)
+
+
 def test_nothing_is_neither_read_nor_written() -> None:
     for talk in (mboot.read(0, 0), mboot.write(0, b"")):
         with pytest.raises(ConfigError):
