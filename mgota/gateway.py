@@ -3,16 +3,20 @@
     gateway = Gateway({"main": device, "mcu": None})        "mcu" is wired to this machine, and starts later
     async with serve(gateway, auth=…) as server:            over HTTP: /api/ota/main/update
         gateway.put("mcu", Device(…))                       from now on it can be reached, too
+        await gateway.away("mcu")                           it resets: nobody is at it any more
 
 Rules:
 - which names there are is settled at the beginning; which device stands behind one may change: a wired chip has a new
   `Device` at each of its boots, while the gateway runs on;
+- what was done with a device ends with it: a reset that was asked for in a request never returns there;
 - a device that is away can be asked for nothing: whoever tries is told to come back (`BusyError`);
 - no device waits for another, and none knows of another.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from typing import Final
 
 import anyio
 
@@ -21,6 +25,8 @@ from mgota.device import Device
 from mgota.errors import BusyError, ConfigError, OtaError
 from mgota.finished import OnFinished
 from mgota.verified import VerifiedImage
+
+_BREATH: Final = 0.005
 
 OnDeviceFinished = Callable[[str, VerifiedImage | OtaError], Awaitable[object]]
 """Told how an update of which device ended."""
@@ -41,12 +47,15 @@ class Gateway:
         self.names = check_names(devices)
         self.on_finished = on_finished
         self._devices: dict[str, Device | None] = {}
+        self._users: dict[str, set[anyio.CancelScope]] = {name: set() for name in self.names}
         self._changed = {name: anyio.Event() for name in self.names}
         for name, device in devices.items():
             self.put(name, device)
 
     def put(self, name: str, device: Device | None) -> None:
         """Let a device stand behind a name, instead of the one that did; None while it restarts or is not there.
+
+        Whoever is at the one that did is cancelled. `away` waits for them.
 
         Raises:
             ConfigError: the gateway has no such name, or the device has another one here.
@@ -55,6 +64,9 @@ class Gateway:
             raise ConfigError(f"this gateway has no device {name!r}: it was made for {', '.join(self.names)}")
         if device is not None and any(device is other for key, other in self._devices.items() if key != name):
             raise ConfigError(f"the device {name!r} has another name in this gateway already")
+        if self._devices.get(name) is not device:
+            for scope in self._users[name]:
+                scope.cancel()
         self._devices[name] = device
         changed, self._changed[name] = self._changed[name], anyio.Event()
         changed.set()
@@ -80,6 +92,32 @@ class Gateway:
         if found is None:
             raise BusyError(f"the device {name} is not up: try again later")
         return found
+
+    async def away(self, name: str) -> None:
+        """Let a device be away, when it resets, and wait until nobody is at it any more: its lock is free then.
+
+        Raises:
+            ConfigError: the gateway has no such name.
+        """
+        self.put(name, None)
+        while self._users[name]:  # noqa: ASYNC110  few, and soon: at most a flash operation that runs to its end
+            await anyio.sleep(_BREATH)
+
+    @contextmanager
+    def using(self, name: str) -> Generator[Device]:
+        """Be at a device, for as long as it stands behind its name: the block is cancelled when it does not.
+
+        Raises:
+            BusyError: it is away.
+            ConfigError: the gateway has no such name.
+        """
+        device = self.device(name)
+        with anyio.CancelScope() as scope:
+            self._users[name].add(scope)
+            try:
+                yield device
+            finally:
+                self._users[name].discard(scope)
 
     async def changed(self, name: str, since: Device | None) -> Device | None:
         """Wait until another device stands behind a name, and return it.

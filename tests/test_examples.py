@@ -19,7 +19,7 @@ import anyio
 import pytest
 
 import mgota
-from mgota.errors import TransferError
+from mgota.errors import BusyError, TransferError
 from mgota.flash.targets.table import find_target
 from mgota.testing import NorSimulator
 from mgota.testing.gdb_stub import SimulatedGdbStub
@@ -124,9 +124,41 @@ async def test_the_gateway_updates_the_chip_that_is_wired_to_it(tmp_path: Path) 
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.asyncio
+async def test_the_gateway_updates_two_chips_and_one_at_a_time(tmp_path: Path) -> None:
+    run = runpy.run_path(str(EXAMPLES / "gateway.py"))["main"]
+    geometry = find_target("stm32f4").geometry
+    assert geometry
+    chips = [SimulatedGdbStub(NorSimulator(geometry), running=True) for _ in range(2)]
+    for chip in chips:
+        chip.flash.poke(0, b"what it came with")
+    port = _free_port()
+    names = ("stm32f4", "stm32f2")
+    one, other = (Remote(f"http://127.0.0.1:{port}/api/ota/{name}") for name in names)
+    async with network_port(chips[0]) as first, network_port(chips[1]) as second, anyio.create_task_group() as tasks:
+        links = {name: f"gdb://127.0.0.1:{probe}" for name, probe in zip(names, (first, second), strict=True)}
+        tasks.start_soon(run, tmp_path, links, port)
+        for remote in (one, other):
+            await _until(remote, lambda now: now["state"] == "CONFIRMED")
+        async for _ in one.push(b"new firmware"):
+            pass
+        await _until(one, lambda now: now["state"] == "FAILED")  # on trial, in a new life
+        await one.commit()
+        await _until(one, lambda now: now["outcome"] == "committed")
+        async for _ in one.push(b"a third one!"):
+            pass
+        await _until(one, lambda now: now["state"] == "FAILED")
+        await one.rollback()
+        await _until(one, lambda now: now["outcome"] == "rolled_back")
+        assert (await other.status())["outcome"] is None
+        tasks.cancel_scope.cancel()
+    assert chips[0].flash.peek(0, 12) == b"new firmware"
+    assert chips[1].flash.peek(0, 12) == b"what it came"
+
+
 async def _until(remote: Remote, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     while True:
-        with suppress(TransferError):  # not yet, or cut off by a reset
+        with suppress(TransferError, BusyError):  # not yet, or cut off by a reset
             now = await remote.status()
             if holds(now):
                 return now

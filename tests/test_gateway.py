@@ -88,3 +88,37 @@ async def test_a_status_that_cannot_be_told_hides_no_other() -> None:
 
 async def _fails() -> Slot:
     raise LinkError("the wire broke")
+
+
+async def test_who_is_at_a_device_is_cancelled_when_it_goes_and_waited_for() -> None:
+    main, mcu, again = FakeDevice().device, FakeDevice().device, FakeDevice().device
+    gateway = Gateway({"main": main, "mcu": mcu})
+    ended: list[str] = []
+
+    async def use(name: str) -> None:
+        with gateway.using(name) as device:
+            assert device is gateway.device(name)
+            try:
+                async with device.exclusive():
+                    await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(0.01)
+                ended.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        for name in gateway.names:
+            tasks.start_soon(use, name)
+        await anyio.wait_all_tasks_blocked()
+        gateway.put("mcu", mcu)  # the same: nothing happens
+        await anyio.wait_all_tasks_blocked()
+        assert mcu.live.held
+        await gateway.away("mcu")
+        assert ended == ["mcu"]
+        assert not mcu.live.held
+        with pytest.raises(BusyError), gateway.using("mcu"):
+            pass
+        gateway.put("mcu", again)
+        assert main.live.held
+        gateway.put("main", None)
+    assert ended == ["mcu", "main"]

@@ -182,3 +182,40 @@ async def test_our_sender_reaches_one_by_the_url_of_its_routes() -> None:
         await mcu.reset.happened.wait()
     assert mcu.staged == IMAGE
     assert main.untouched()
+
+
+async def test_a_reset_that_does_not_return_ends_with_its_device_and_not_with_the_gateway() -> None:
+    """As a chip that is wired to it: its runner sees the reset, and boots the next `Device`."""
+    mcu, after = FakeDevice(), FakeDevice()
+    reset = anyio.Event()
+
+    async def never_returns() -> None:
+        reset.set()
+        await anyio.sleep_forever()
+
+    mcu.reset.reset = never_returns  # type: ignore[method-assign]
+    gateway = Gateway({"mcu": mcu.device})
+    async with serve(gateway) as server:
+        assert (await ask(server.port, request("POST", "/api/ota/mcu/update", IMAGE))).status == 200
+        await reset.wait()
+        assert mcu.device.live.held
+        await gateway.away("mcu")
+        assert not mcu.device.live.held
+        gateway.put("mcu", after.device)
+        assert (await ask(server.port, request("POST", "/api/ota/mcu/update", IMAGE))).status == 200
+        await after.reset.happened.wait()
+    assert mcu.flash.selected is Slot.B
+
+
+async def test_an_update_under_way_is_told_that_its_device_restarts() -> None:
+    mcu = FakeDevice()
+    gateway = Gateway({"mcu": mcu.device})
+    async with serve(gateway) as server, await Client.open(server.port) as client:
+        await client.send(request("POST", "/api/ota/mcu/update", None, "Content-Length: 100") + b"x")
+        while not mcu.flash.opened:
+            await anyio.sleep(0.001)
+        await gateway.away("mcu")
+        reply = await client.reply()
+        assert (reply.status, b"mcu restarts" in reply.body) == (409, True)
+    assert (mcu.flash.aborted, mcu.device.live.held) == (1, False)
+    assert mcu.untouched()

@@ -26,7 +26,7 @@ from mgota.core.origin import is_loopback, plain_address
 from mgota.core.pace import Limits
 from mgota.core.unpack import packings
 from mgota.device import Device
-from mgota.errors import ConfigError, OtaError, TransferError
+from mgota.errors import BusyError, ConfigError, OtaError, TransferError
 from mgota.finished import tell_finished
 from mgota.gateway import Gateway
 from mgota.pieces import Pieces
@@ -181,12 +181,10 @@ class OtaHttp:
                     return await self._reply(exchange, ends, self._page_of_device())
                 case Action.APP:
                     return await self._run_app(exchange, ends)
-                case Action.UPDATE:
-                    return await self._update(exchange, ends, decision, life)
                 case Action.PIECE | Action.SLOTS:
                     return await self._serve_older(exchange, ends, decision, life)
-                case Action.COMMIT | Action.ROLLBACK:
-                    return await self._act(exchange, ends, decision, life)
+                case Action.UPDATE | Action.COMMIT | Action.ROLLBACK:
+                    return await self._change(exchange, ends, decision, life)
         except OtaError as exc:
             return await self._fail(exchange, ends, exc)
         except Exception as exc:
@@ -252,6 +250,17 @@ class OtaHttp:
             raise RuntimeError("there is no application")
         response = await self._app(Request(exchange.head, ends, exchange.body))
         return await self._reply(exchange, ends, response)
+
+    async def _change(self, exchange: Exchange, ends: Ends, decision: Decision, life: Life) -> bool:
+        """Change a device. One of several resets while the gateway runs on: it does not return here, but ends this."""
+        change = self._update if decision.action is Action.UPDATE else self._act
+        if not isinstance(self.device, Gateway):
+            return await change(exchange, ends, decision, life)
+        with self.device.using(decision.device):
+            return await change(exchange, ends, decision, life)
+        if not exchange.answered:
+            raise BusyError(f"the device {decision.device} restarts: try again later")
+        return False
 
     async def _update(self, exchange: Exchange, ends: Ends, decision: Decision, life: Life) -> bool:
         """Stream an image to flash and put it on trial."""

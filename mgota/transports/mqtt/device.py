@@ -97,11 +97,19 @@ class Member:
         """`live` with whichever device stands behind a name of a gateway, for ever. What comes meanwhile, waits."""
         while True:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self.live)
-                self._device = await gateway.changed(name, self._device)
+                tasks.start_soon(self._tell_of_change)
+                # Nothing is awaited from here on before somebody is at it: the gateway cannot change it meanwhile.
+                self._device = gateway.find(name)
+                if self._device is None:
+                    await gateway.changed(name, None)
+                else:
+                    with gateway.using(name):
+                        await self.live()
                 tasks.cancel_scope.cancel()
-            with suppress(TransferError):  # it is told when there is a connection again
-                await self.tell()
+
+    async def _tell_of_change(self) -> None:
+        with suppress(TransferError):  # it is told when there is a connection again
+            await self.tell()
 
     async def _carry_out(self, responder: Responder) -> None:
         while True:
