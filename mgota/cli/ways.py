@@ -17,7 +17,6 @@ import click
 from mgota.cli.options import FILE, client_context, is_mqtt, lines_of, read_user
 from mgota.cli.virtual_device import Serving
 from mgota.device import Device
-from mgota.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,8 +75,7 @@ def mqtt_way(
     """By a broker.
 
     Raises:
-        UsageError: the URL is none.
-        ConfigError: a file cannot be read or used, or aiomqtt is not installed.
+        ConfigError: the URL is none, a file cannot be read or used, or aiomqtt is not installed.
     """
     if not is_mqtt(mqtt):
         raise click.UsageError("--mqtt takes mqtt://HOST:PORT/ROOT/DEVICE, or mqtts: for TLS")
@@ -87,8 +85,5 @@ def mqtt_way(
     check_installed()
     user = read_user(lines_of(mqtt_user_file, "user file")[0], mqtt_user_file) if mqtt_user_file else None
     context = client_context(mqtt_cacert, mqtt_cert, mqtt_key_file)
-    try:
-        broker = Broker.from_url(mqtt, user=user, ssl_context=context, version=cast(Any, mqtt_version or "auto"))
-    except ConfigError as exc:
-        raise click.UsageError(str(exc)) from exc
+    broker = Broker.from_url(mqtt, user=user, ssl_context=context, version=cast(Any, mqtt_version or "auto"))
     return partial(serve, broker=broker)

@@ -4,17 +4,20 @@ Rules:
 - a signature in a trailer is R‖S, 32 bytes each, big endian, zero padded (FIPS 186-5); DER is converted at the edge and
   never accepted in a trailer;
 - a public key is X‖Y, 64 bytes, in PEM (SubjectPublicKeyInfo), raw, or as the C define of `mongoose_config.h`;
-- a signature is never an identity: (r, n-s) verifies too. Use the SHA-256 of the firmware.
+- a signature is never an identity: (r, n-s) verifies too. Use the SHA-256 of the firmware;
+- a device reads the usual form of a public key without the library's readers of all keys there are, which take nearly
+  three mebibytes of its memory. What is not of this form is theirs.
 """
 
 import re
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TypeVar
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import (
     Prehashed,
@@ -27,8 +30,12 @@ from mgota.errors import ConfigError
 RAW_SIZE = 64
 """Bytes of a raw signature R‖S, and of a raw public key X‖Y."""
 
+SPKI = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
+"""What the SubjectPublicKeyInfo of P-256 is before X‖Y, in DER (RFC 5480, 2; 0x04: an uncompressed point)."""
+
 _HALF = RAW_SIZE // 2
 _PREHASHED = ec.ECDSA(Prehashed(hashes.SHA256()))
+_PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----", re.ASCII)
 _DEFINE = re.compile(rb"#\s*define\s+MG_OTA_PUBLIC_KEY\s*\\?\s*\{([^}]*)\}", re.ASCII)
 _T = TypeVar("_T")
 
@@ -65,13 +72,13 @@ class PublicKey:
 
     def pem(self) -> bytes:
         """The key as SubjectPublicKeyInfo in PEM, as openssl reads it."""
-        return self._ec.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        text = b64encode(SPKI + self.raw)
+        return b"\n".join((b"-----BEGIN PUBLIC KEY-----", text[:64], text[64:], b"-----END PUBLIC KEY-----", b""))
 
     @property
     def keyid(self) -> str:
         """The first 16 hex digits of the SHA-256 of the SubjectPublicKeyInfo."""
-        der = self._ec.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        return sha256(der).hexdigest()[:16]
+        return sha256(SPKI + self.raw).hexdigest()[:16]
 
     def c_define(self) -> str:
         """The key as the define for `mongoose_config.h`, eight bytes a row."""
@@ -97,6 +104,8 @@ class PrivateKey:
 
     def pem(self, password: bytes | None = None) -> bytes:
         """The key as PKCS#8 in PEM, encrypted if a password is given."""
+        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+
         encryption: serialization.KeySerializationEncryption = (
             serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
         )
@@ -123,6 +132,10 @@ def load_public_key(data: bytes) -> PublicKey:
         return PublicKey(_define_bytes(define[1]))
     if b"PRIVATE KEY-----" in data:
         raise ConfigError("this is a private key; devices and checks take the public one")
+    if (raw := _usual_form(data)) is not None:
+        return PublicKey(raw)
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415  a compressed point, a foreign kind
+
     key = _translated(
         lambda: serialization.load_pem_public_key(data), "not a public key: want PEM, 64 raw bytes or the C define"
     )
@@ -141,6 +154,8 @@ def load_private_key(data: bytes, password: bytes | None = None) -> PrivateKey:
         raise ConfigError("the private key is encrypted and no password is given")
     if b"ENCRYPTED" not in data:
         password = None  # cryptography refuses a password that is not needed
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+
     key = _translated(
         lambda: serialization.load_pem_private_key(data, password), "not a private key in PEM, or a wrong password"
     )
@@ -188,8 +203,21 @@ def _point(raw: bytes) -> ec.EllipticCurvePublicKey:
 
 
 def _public(key: ec.EllipticCurvePublicKey) -> PublicKey:
-    point = key.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
-    return PublicKey(point[1:])
+    numbers = key.public_numbers()
+    return PublicKey(numbers.x.to_bytes(_HALF, "big") + numbers.y.to_bytes(_HALF, "big"))
+
+
+def _usual_form(data: bytes) -> bytes | None:
+    """X‖Y of a file that is one public key of P-256 in PEM; None if it is anything else."""
+    found = _PEM.search(data)
+    if not found or data.count(b"-----BEGIN") != 1:
+        return None
+    try:
+        der = b64decode(b"".join(found[1].split()), validate=True)
+    except ValueError:
+        return None
+    head, raw = der[: len(SPKI)], der[len(SPKI) :]
+    return raw if head == SPKI and len(raw) == RAW_SIZE else None
 
 
 def _translated(load: Callable[[], _T], message: str) -> _T:

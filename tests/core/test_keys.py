@@ -1,12 +1,18 @@
 """Keys in every form that people have them, and signatures."""
 
+import subprocess
+import sys
+from base64 import b64encode
+from hashlib import sha256
+from pathlib import Path
+
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from hypothesis import given, strategies as st
 
-from mgota.core.keys import PrivateKey, PublicKey, load_private_key, load_public_key, signature_from_any
+from mgota.core.keys import SPKI, PrivateKey, PublicKey, load_private_key, load_public_key, signature_from_any
 from mgota.errors import ConfigError
 
 N = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -273,3 +279,54 @@ def test_another_kind_of_private_key_is_a_config_error() -> None:
             load_private_key(pem)
     with pytest.raises(ConfigError, match="not a private key"):
         load_private_key(PUBLIC.pem())
+
+
+# --- what a device reads by itself, and what the library reads for it -------------------------------------------------
+
+
+def spki(form: serialization.PublicFormat = serialization.PublicFormat.SubjectPublicKeyInfo) -> bytes:
+    return KEY._key.public_key().public_bytes(serialization.Encoding.PEM, form)
+
+
+def test_a_pem_and_a_keyid_are_those_of_the_library() -> None:
+    assert PUBLIC.pem() == spki()
+    key = serialization.load_pem_public_key(PUBLIC.pem())
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    assert PUBLIC.keyid == sha256(der).hexdigest()[:16]
+
+
+def test_a_compressed_point_is_the_same_key() -> None:
+    head = bytes.fromhex("3039301306072a8648ce3d020106082a8648ce3d030107032200")  # RFC 5480, 2
+    x, y = PUBLIC.raw[:32], PUBLIC.raw[32:]
+    text = b64encode(head + bytes([2 + y[-1] % 2]) + x)
+    assert load_public_key(b"-----BEGIN PUBLIC KEY-----\n" + text + b"\n-----END PUBLIC KEY-----\n") == PUBLIC
+
+
+def test_text_around_a_key_and_other_line_ends_do_no_harm() -> None:
+    assert load_public_key(b"a word before\n" + spki() + b"and one behind\n") == PUBLIC
+    assert load_public_key(spki().replace(b"\n", b"\r\n")) == PUBLIC
+
+
+def test_a_key_that_is_not_whole_is_none() -> None:
+    pem = spki()
+    for bad in (pem.replace(b"\n", b"\n=", 1), pem[:60] + pem[64:], pem.replace(b"END PUBLIC", b"END"), b"?" + pem[1:]):
+        with pytest.raises(ConfigError, match="public key"):
+            load_public_key(bad)
+    off = bytearray(PUBLIC.raw)
+    off[-1] ^= 1
+    text = b64encode(SPKI + off)
+    with pytest.raises(ConfigError, match=r"not a point of P-256"):
+        load_public_key(b"-----BEGIN PUBLIC KEY-----\n" + text + b"\n-----END PUBLIC KEY-----\n")
+
+
+def test_a_device_does_not_load_the_readers_of_all_kinds_of_keys(tmp_path: Path) -> None:
+    """Nearly three mebibytes of them."""
+    (tmp_path / "key").write_bytes(spki())
+    code = (
+        "import sys; from mgota import load_public_key\n"
+        "load_public_key(open(sys.argv[1], 'rb').read()).verify(bytes(32), bytes(64))\n"
+        "print('cryptography.hazmat.primitives.serialization' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "key"], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"

@@ -143,13 +143,6 @@ def test_urls_that_are_none(shop: Shop, mgota: Terminal, bad: str) -> None:
     assert "URL" in mgota("push", shop.image("1"), bad).line
 
 
-def test_an_url_that_is_none_is_wrong_usage_of_serve(mgota: Terminal, tmp_path: Path) -> None:
-    done = mgota("serve", "--slots", tmp_path / "d", "--mqtt", "mqtt://nobody/device")
-    assert done.code == 2
-    assert "mqtt://HOST:PORT/ROOT/DEVICE" in done.err
-    assert not (tmp_path / "d").exists()
-
-
 @pytest.mark.parametrize("command", ["status", "commit", "rollback", "push"])
 def test_the_help_tells_of_mqtt(mgota: Terminal, command: str) -> None:
     assert "mqtt://BROKER/ROOT/DEVICE" in mgota.ok(command, "--help").out
