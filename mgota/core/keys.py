@@ -34,10 +34,31 @@ SPKI = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
 """What the SubjectPublicKeyInfo of P-256 is before X‖Y, in DER (RFC 5480, 2; 0x04: an uncompressed point)."""
 
 _HALF = RAW_SIZE // 2
-_PREHASHED = ec.ECDSA(Prehashed(hashes.SHA256()))
 _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----", re.ASCII)
 _DEFINE = re.compile(rb"#\s*define\s+MG_OTA_PUBLIC_KEY\s*\\?\s*\{([^}]*)\}", re.ASCII)
 _T = TypeVar("_T")
+
+
+class _EcdsaOfDigest(ec.ECDSA):
+    """ECDSA of a SHA-256 that is there already.
+
+    The library's own constructor loads all of its backend, to ask whether it makes deterministic signatures; that alone
+    takes two mebibytes of a device's memory. Only what is public is replaced here.
+    """
+
+    def __init__(self) -> None:  # it has no state
+        pass
+
+    @property
+    def algorithm(self) -> Prehashed:
+        return Prehashed(hashes.SHA256())
+
+    @property
+    def deterministic_signing(self) -> bool:
+        return False
+
+
+_PREHASHED = _EcdsaOfDigest()
 
 
 @dataclass(frozen=True)
