@@ -131,9 +131,16 @@ class Serving:
             time.sleep(0.05)
 
     def peak_memory(self) -> float:
-        """MiB."""
+        """MiB, with the pages of libraries and files."""
+        return self._memory("VmHWM")
+
+    def own_memory(self) -> float:
+        """MiB that are nobody else's, and are no file's."""
+        return self._memory("RssAnon")
+
+    def _memory(self, name: str) -> float:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.findall(r"VmHWM:\s+(\d+)", text)[0]) / 1024
+        return int(re.findall(rf"{name}:\s+(\d+)", text)[0]) / 1024
 
 
 @dataclass

@@ -192,7 +192,12 @@ def test_a_flash_file_that_is_none_is_one_line(mgota: Terminal, tmp_path: Path) 
     assert "file" in mgota("provision", tmp_path / "f", "--slots", tmp_path / "file" / "d").line
 
 
-def test_peak_memory_stays_below_40_mib(shop: Shop, tmp_path: Path) -> None:
+def test_memory_stays_below_40_mib(shop: Shop, tmp_path: Path) -> None:
+    """40, of which 17 are pages of libraries that lie in the page cache anyway.
+
+    How many of those count depends on the pieces in which the cache holds the file: 17.0 to 19.6 MiB were seen, of the
+    same libraries on the same machine. So what is the device's own has a limit of its own, and the sum some room.
+    """
     image = shop.image("2.0.0", 16 << 20)
     env = {key: value for key, value in os.environ.items() if not key.startswith("COV")}  # that would weigh, too
     with Serving("--slots", tmp_path / "warm", env=env) as device:  # compiles what nobody has imported yet
@@ -200,7 +205,8 @@ def test_peak_memory_stays_below_40_mib(shop: Shop, tmp_path: Path) -> None:
     with Serving("--slots", tmp_path / "d", "--key", shop.public, env=env) as device:
         assert run("push", image, device.url).code == 0
         device.until(lambda now: now["trial"] is not None)
-        assert device.peak_memory() <= 40
+        assert device.own_memory() <= 23
+        assert device.peak_memory() <= 40 + 2.6
 
 
 def test_https_and_client_certificates(shop: Shop, mgota: Terminal, tmp_path: Path, pki: "dict[str, Path]") -> None:
