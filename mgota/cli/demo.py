@@ -221,7 +221,7 @@ def _settled(seen: Seen | None, version: str, outcome: str) -> bool:
     if seen is None:
         return False
     status = seen.status
-    same = seen.version == version and status["image"]["version"] == version
+    same = seen.version == version and status["image"] is not None and status["image"]["version"] == version
     return same and status["state"] == "CONFIRMED" and status["trial"] is None and status["outcome"] == outcome
 
 

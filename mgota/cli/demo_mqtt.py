@@ -103,7 +103,8 @@ class _Act:
 
 
 def _runs_2(status: dict[str, Any]) -> bool:
-    return status["image"]["version"] == "2.0.0" and status["state"] == "CONFIRMED" and status["trial"] is None
+    runs = status["image"] is not None and status["image"]["version"] == "2.0.0"
+    return runs and status["state"] == "CONFIRMED" and status["trial"] is None
 
 
 def _broker() -> str | None:

@@ -16,6 +16,7 @@ import fcntl
 import os
 import secrets
 import stat
+import threading
 import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
@@ -88,7 +89,8 @@ class DoubtfulError(OSError):
 class DurableFile:
     """A small file that is read and replaced as a whole, and only says what a power cut leaves true.
 
-    It blocks and raises OSError; the caller brings the thread, and translates. One caller at a time.
+    It blocks and raises OSError; the caller brings the thread, and translates. Callers from several threads wait for
+    each other: what one of them is making durable is not in doubt for another.
 
     Args:
         path: the file. A symbolic link is followed, so that the content can lie on another medium.
@@ -101,6 +103,7 @@ class DurableFile:
         self._durable = False  # something was loaded or stored, and fsynced: from then on we are the writer
         # More than one: a store that failed early leaves in place what an earlier one, that failed late, put there.
         self._doubtful = set[bytes]()
+        self._turn = threading.Lock()
 
     def load(self) -> bytes | None:
         """What the file holds, made durable if it was not; None if there is no file.
@@ -111,16 +114,17 @@ class DurableFile:
             DoubtfulError: it may not be on the disk, and only a `store` that succeeds can change that.
             OSError: it cannot be read or made durable, or is no file.
         """
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return None
-        try:
-            data = _read_up_to(descriptor, self.limit + 1)
-            self._make_durable(descriptor, data)
-        finally:
-            os.close(descriptor)
-        return data
+        with self._turn:
+            try:
+                descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except FileNotFoundError:
+                return None
+            try:
+                data = _read_up_to(descriptor, self.limit + 1)
+                self._make_durable(descriptor, data)
+            finally:
+                os.close(descriptor)
+            return data
 
     def store(self, data: bytes) -> None:
         """Replace the content. When this returns, it is durable.
@@ -131,13 +135,14 @@ class DurableFile:
         """
         if len(data) > self.limit:
             raise OSError(errno.EFBIG, f"{len(data)} bytes, and {self.limit} are the limit")
-        try:
-            replace_file(self.path, data)
-        except OSError:
-            self._doubtful.add(data)  # a file that holds the old content still holds it, and is not in doubt
-            raise
-        self._doubtful.clear()
-        self._durable = True
+        with self._turn:
+            try:
+                replace_file(self.path, data)
+            except OSError:
+                self._doubtful.add(data)  # a file that holds the old content still holds it, and is not in doubt
+                raise
+            self._doubtful.clear()
+            self._durable = True
 
     def _make_durable(self, descriptor: int, data: bytes) -> None:
         if data in self._doubtful:

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,33 @@ def test_what_an_early_failure_left_in_place_is_not_doubtful(tmp_path: Path, mon
     with pytest.raises(OSError, match="Input/output"):
         file.store(b"new")
     assert file.load() == b"old"
+
+
+def test_what_one_thread_is_making_durable_is_not_in_doubt_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program loads its record for a status and for its trial at once; one of them found it unreadable."""
+    (tmp_path / "record").write_bytes(b"what is there")
+    file = DurableFile(tmp_path / "record", 100)
+    found: list[bytes | Exception | None] = []
+
+    def load() -> None:
+        try:
+            found.append(file.load())
+        except OSError as exc:
+            found.append(exc)
+
+    others: list[threading.Thread] = []
+    fsync = os.fsync
+
+    def slow(descriptor: int) -> None:
+        if not others:
+            others.append(threading.Thread(target=load))
+            others[0].start()
+            others[0].join(0.1)  # it ends in this time, or waits for us
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    load()
+    others[0].join()
+    assert found == [b"what is there"] * 2
